@@ -1,0 +1,78 @@
+"""Local damage to parts that are drawn already: what makes a structural anomaly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from .shapes import bevel, blob, capsule, noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .surface import Mask, Surface
+
+
+def scratch(surface: Surface, x: float, y: float, rng: np.random.Generator) -> Mask:
+    """Score a bright, slightly bent line into the surface."""
+    half, bend = rng.uniform(9, 16), rng.uniform(-0.012, 0.012)
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=half + 4)
+    distance = capsule(frame.u, frame.v - bend * frame.u**2, half, rng.uniform(0.8, 1.2))
+    below = surface.height[frame.window]
+    tone = surface.albedo[frame.window]
+    bright = tone.mean() < 0.6
+    return surface.stamp(frame, distance, tone * 0.4 + (0.5 if bright else 0.0), below - 0.8, gloss=0.2)
+
+
+def dent(surface: Surface, x: float, y: float, rng: np.random.Generator) -> Mask:
+    """Press a hollow with a raised rim into the surface."""
+    radius = rng.uniform(5, 8)
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=2 * radius)
+    r2 = (frame.u**2 + (1.3 * frame.v) ** 2) / radius**2
+    surface.height[frame.window] -= rng.uniform(3.0, 4.5) * (1 - 0.6 * r2) * np.exp(-1.5 * r2)
+    mask = np.zeros(surface.height.shape, bool)
+    mask[frame.window] = r2 < 1
+    return mask
+
+
+def stain(surface: Surface, x: float, y: float, rng: np.random.Generator) -> Mask:
+    """Spill something dark and oily."""
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=20)
+    distance = blob(frame.u, frame.v, rng.uniform(6, 9), rng)
+    colour = np.array([0.30, 0.20, 0.10], np.float32) * rng.uniform(0.6, 1.2)
+    height = surface.height[frame.window].copy()
+    return surface.stamp(frame, distance, colour, height, gloss=0.15, opacity=rng.uniform(0.5, 0.75))
+
+
+def crumb(surface: Surface, x: float, y: float, rng: np.random.Generator) -> Mask:
+    """Leave a foreign crumb on top."""
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=16)
+    distance = blob(frame.u, frame.v, rng.uniform(4.0, 6.0), rng)
+    grain = noise(distance.shape, (5, 5), rng)[..., None]
+    colour = np.array(_CRUMBS[rng.integers(len(_CRUMBS))], np.float32) * (1 + 0.12 * grain)
+    height = surface.height[frame.window].max() + bevel(distance, 3.5, 3.5) + 0.3 * grain[..., 0]
+    return surface.stamp(frame, distance, colour, height, gloss=0.05)
+
+
+_CRUMBS = ((0.55, 0.38, 0.20), (0.22, 0.20, 0.18), (0.30, 0.36, 0.20), (0.62, 0.55, 0.42))
+
+
+def fibre(surface: Surface, x: float, y: float, rng: np.random.Generator) -> Mask:
+    """Leave a curled fibre on top."""
+    length, curl = rng.uniform(13, 20), rng.uniform(3, 7)
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=length + 12)
+    wave = curl * np.sin(frame.u / length * rng.uniform(2.0, 3.5) + rng.uniform(0, 2 * np.pi))
+    distance = capsule(frame.u, (frame.v - wave) * 0.75, length, rng.uniform(0.7, 1.0))
+    colour = (0.08, 0.08, 0.10) if surface.albedo[frame.window].mean() > 0.35 else (0.75, 0.72, 0.66)
+    return surface.stamp(frame, distance, colour, surface.height[frame.window] + 1.2, gloss=0.05)
+
+
+ON_TOP: dict[str, Callable[[Surface, float, float, np.random.Generator], Mask]] = {
+    "scratch": scratch,
+    "dent": dent,
+    "stain": stain,
+    "crumb": crumb,
+    "fibre": fibre,
+}

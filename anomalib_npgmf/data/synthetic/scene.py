@@ -1,0 +1,115 @@
+"""What a category of drawn images is: its rule, its defects, one picture at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from . import damage
+from .surface import UNITS, Surface
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .surface import Mask
+
+AnomalyType = Literal["logical_anomalies", "structural_anomalies"]
+
+
+@dataclass(frozen=True)
+class DefectKind:
+    """One entry of a category's `defects_config.json`.
+
+    Args:
+        name: Name of the defect.
+        anomaly_type: Folder of the images that show it.
+        area: Saturation area in square scene units, or None where the whole mask has to be found (relative
+            saturation of 1).
+    """
+
+    name: str
+    anomaly_type: AnomalyType
+    area: float | None = None
+
+    def saturation(self, image_size: tuple[int, int]) -> tuple[float, bool]:
+        """Saturation threshold and whether it is relative to the mask's area.
+
+        Args:
+            image_size: Height and width of the drawn images, pixels.
+
+        Returns:
+            (1.0, True), or the saturation area in pixels and False.
+
+        Example:
+            >>> DefectKind("extra_nut", "logical_anomalies", area=100.0).saturation((512, 512))
+            (400, False)
+        """
+        if self.area is None:
+            return 1.0, True
+        return round(self.area * (min(image_size) / UNITS) ** 2), False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture.
+
+    Args:
+        image: RGB image of shape (H, W, 3).
+        masks: One boolean mask (H, W) per defect; empty for a normal image.
+    """
+
+    image: NDArray[np.uint8]
+    masks: list[NDArray[np.bool_]]
+
+
+class Scene(ABC):
+    """A category: what is normal, and which ways there are to break the rule or a part.
+
+    Attributes:
+        name: Name of the category, words joined by underscores.
+        logical: Its logical defects. They show normal parts only, drawn by the same code as in normal images.
+        damages: Names of the structural defects it can show, keys of :data:`damage.DAMAGES` or of its own.
+    """
+
+    name: ClassVar[str]
+    logical: ClassVar[tuple[DefectKind, ...]]
+    damages: ClassVar[tuple[str, ...]]
+
+    def defect_kinds(self) -> list[DefectKind]:
+        """All defects of the category, logical ones first."""
+        return [*self.logical, *(DefectKind(name, "structural_anomalies") for name in self.damages)]
+
+    def draw(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None = None) -> Drawing:
+        """Draw one picture.
+
+        Args:
+            image_size: Height and width, pixels.
+            rng: Source of everything that varies.
+            defect: Name of the defect to show, None for a normal picture.
+
+        Returns:
+            The picture and a mask for each of its defects.
+        """
+        surface, background, parts, masks = self.arrange(image_size, rng, defect)
+        if defect in damage.DAMAGES:
+            masks = [damage.apply(defect, surface, background, parts, rng)]
+        return Drawing(surface.photograph(rng), [surface.to_image_mask(mask) for mask in masks])
+
+    @abstractmethod
+    def arrange(
+        self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None
+    ) -> tuple[Surface, Surface, list[Mask], list[Mask]]:
+        """Lay the parts out.
+
+        Args:
+            image_size: Height and width, pixels.
+            rng: Source of everything that varies.
+            defect: Name of the defect; those of :data:`damage.DAMAGES` are added afterwards.
+
+        Returns:
+            The scene, the same scene without its parts, a mask per part that damage may hit, and a mask per defect
+            shown so far.
+        """
