@@ -122,7 +122,7 @@ def _watch(name: str) -> None:
 def _unwatch() -> None:
     for module in list(sys.modules.values()):
         if type(module) is _WatchedPackage:
-            module.__class__ = ModuleType
+            module.__class__ = ModuleType  # type: ignore[assignment]
 
 
 def _stop() -> None:
@@ -136,8 +136,10 @@ def _stop() -> None:
 def _is_under_way(name: str) -> bool:
     """Whether the module ``name`` is halfway through its import: known, but not yet an attribute of its package."""
     parent, _, child = name.rpartition(".")
+    if sys.modules.get(name) is None or sys.modules.get(parent) is None:  # None: an import that was blocked
+        return False
     # vars() and not hasattr(), which would set off a package's own lazy __getattr__
-    return name in sys.modules and parent in sys.modules and child not in vars(sys.modules[parent])
+    return child not in vars(sys.modules[parent])
 
 
 def _proceed() -> None:
