@@ -1,0 +1,169 @@
+"""Normal multi-level codebooks: an atrous block, then the nearest of K codes (paper, section III-A3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalib_npgmf.logical.blocks import make_norm
+
+
+class AtrousBlock(nn.Module):
+    """Atrous spatial pyramid over an encoder level (DeepLab), with a linear end so that codes may be signed.
+
+    Args:
+        in_channels: Channels of the level.
+        width: Channels of each parallel branch.
+        out_channels: Channels of the result, the code dimension.
+        dilations: Dilation of each 3x3 branch; keep them below the side of the map.
+        norm: See `make_norm`. The pooled branch has none: it holds one value per channel.
+
+    Example:
+        >>> AtrousBlock(8, 16, 4, (2, 4), "gn")(torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 4, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, dilations: Sequence[int], norm: str) -> None:
+        super().__init__()
+
+        def branch(size: int, dilation: int) -> nn.Sequential:
+            padding = dilation * (size // 2)
+            return nn.Sequential(
+                nn.Conv2d(in_channels, width, size, padding=padding, dilation=dilation, bias=False),
+                make_norm(norm, width),
+                nn.ReLU(inplace=True),
+            )
+
+        self.branches = nn.ModuleList([branch(1, 1), *(branch(3, dilation) for dilation in dilations)])
+        self.pooled = nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
+        # The projection of the concatenation, written as a sum so that the pooled branch is not expanded first.
+        self.project = nn.Conv2d(width * len(self.branches), out_channels, 1)
+        self.project_pooled = nn.Conv2d(width, out_channels, 1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to z of [B, d_q, H, W]."""
+        pooled = self.project_pooled(self.pooled(features.mean(dim=(-2, -1), keepdim=True)))
+        out: Tensor = self.project(torch.cat([branch(features) for branch in self.branches], dim=1)) + pooled
+        return out
+
+
+class Codebook(nn.Module):
+    """K codes that stand for the normal features of one level, trained by gradient (VQ-VAE).
+
+    Args:
+        size: Number of codes K.
+        dim: Channels d_q of a code.
+        commitment: Weight beta of the commitment term in eq. 2.
+
+    Example:
+        >>> book = Codebook(4, 2)
+        >>> with torch.no_grad():
+        ...     _ = book.codes.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        >>> z = torch.tensor([0.9, 0.2]).view(1, 2, 1, 1)
+        >>> book.indices(z).item()
+        1
+        >>> quantised, loss = book.eval()(z)
+        >>> quantised.flatten().tolist()
+        [1.0, 0.0]
+    """
+
+    usage: Tensor
+
+    def __init__(self, size: int, dim: int, commitment: float = 1.0) -> None:
+        super().__init__()
+        self.commitment = commitment
+        self.codes = nn.Parameter(torch.randn(size, dim))
+        # How many vectors chose each code since the last reset; statistics, no part of the function.
+        self.register_buffer("usage", torch.zeros(size), persistent=False)
+
+    def indices(self, z: Tensor) -> Tensor:
+        """Number of the nearest code (eq. 1).
+
+        Args:
+            z: Features, [B, d_q, H, W].
+
+        Returns:
+            Integers of [B, H, W].
+        """
+        # argmin_n ||z - c_n||^2 = argmin_n ||c_n||^2 - 2 <z, c_n>: a 1x1 convolution, the same for every exporter.
+        scores = F.conv2d(z, -2 * self.codes[:, :, None, None]) + self.codes.square().sum(1)[:, None, None]
+        return scores.argmin(dim=1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise.
+
+        Args:
+            z: Features, [B, d_q, H, W].
+
+        Returns:
+            The quantised features [B, d_q, H, W] (in training with the gradient of ``z``, the straight-through
+            estimator) and the scalar loss of eq. 2.
+        """
+        indices = self.indices(z)
+        quantised = F.embedding(indices, self.codes).permute(0, 3, 1, 2)
+        if not self.training:
+            return quantised, z.new_zeros(())
+        # Eq. 2: ||sg(z) - q||^2 + beta ||z - sg(q)||^2, as means over the elements.
+        loss = F.mse_loss(quantised, z.detach()) + self.commitment * F.mse_loss(z, quantised.detach())
+        with torch.no_grad():
+            self.usage += torch.bincount(indices.flatten(), minlength=len(self.codes)).to(self.usage)
+        return z + (quantised - z).detach(), loss
+
+    def perplexity(self) -> Tensor:
+        """Effective number of codes in use since the last reset: exp of the entropy of ``usage``."""
+        share = self.usage / self.usage.sum().clamp(min=1)
+        return torch.special.entr(share).sum().exp()
+
+    def dead(self) -> Tensor:
+        """Mask [K] of the codes chosen by less than one in a thousand vectors since the last reset."""
+        return self.usage < 1e-3 * self.usage.sum()
+
+    def reset_usage(self) -> None:
+        """Start counting anew."""
+        self.usage.zero_()
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, iterations: int = 20, seed: int = 0) -> None:
+        """Set the codes to k-means centres of ``z``, started at points far from one another (k-means++).
+
+        Args:
+            z: Features, [B, d_q, H, W].
+            iterations: Rounds of Lloyd's algorithm.
+            seed: Seed of the start.
+        """
+        points = z.permute(0, 2, 3, 1).flatten(0, 2).float()
+        generator = torch.Generator().manual_seed(seed)
+        chosen = points[int(torch.randint(len(points), (1,), generator=generator))].unsqueeze(0)
+        nearest = torch.full((len(points),), torch.inf, device=points.device)
+        for _ in range(len(self.codes) - 1):
+            nearest = torch.minimum(nearest, (points - chosen[-1]).square().sum(1))
+            weights = nearest.cpu().double() + 1e-12
+            draw = int(torch.searchsorted(weights.cumsum(0), torch.rand(1, generator=generator) * weights.sum()))
+            chosen = torch.cat([chosen, points[min(draw, len(points) - 1)].unsqueeze(0)])
+        for _ in range(iterations):
+            label = torch.cdist(points, chosen).argmin(1)
+            sums = torch.zeros_like(chosen).index_add_(0, label, points)
+            counts = torch.bincount(label, minlength=len(chosen)).unsqueeze(1)
+            chosen = torch.where(counts > 0, sums / counts.clamp(min=1), chosen)
+        self.codes.copy_(chosen)
+        self.reset_usage()
+
+    @torch.no_grad()
+    def restart_dead(self, z: Tensor, generator: torch.Generator) -> int:
+        """Move the codes that are hardly used onto random vectors of ``z`` and start counting anew.
+
+        Args:
+            z: Features, [B, d_q, H, W].
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            How many codes were moved.
+        """
+        dead = self.dead().nonzero().flatten()
+        if len(dead):
+            points = z.permute(0, 2, 3, 1).flatten(0, 2)
+            rows = torch.randint(len(points), (len(dead),), generator=generator)
+            self.codes[dead] = points[rows.to(points.device)].to(self.codes)
+        self.reset_usage()
+        return len(dead)

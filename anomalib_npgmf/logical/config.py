@@ -1,0 +1,108 @@
+"""What a researcher may turn in the logical branch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LogicalConfig:
+    """Architecture and loss of the logical branch (paper, section III-A).
+
+    The defaults are the paper's values where it states them, else the choices explained beside each field.
+
+    Args:
+        vq_levels: Levels with a codebook. The paper does not name them; the middle ones carry parts rather than
+            texture or the whole scene. Levels that the backbone lacks are left out. Empty: no codebooks.
+        loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level of the backbone.
+        embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
+        prior_dim: Width of the global context g, the linear image of the text embedding.
+        prior_grid: Side s0 of the grid that g is reshaped to before it is upsampled; 1 broadcasts it.
+        codebook_size: Codes per codebook; 16 in the paper.
+        code_dim: Channels of a code.
+        atrous_width: Channels of each branch of the atrous block that feeds a codebook.
+        codebook_init: ``"data"`` starts the codes at k-means centres of the first training images, ``"normal"`` at
+            unit normal vectors (the literal reading, which tends to collapse).
+        codebook_restart: Whether codes used for less than one in a thousand vectors are moved onto data.
+        fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
+            (the literal reading) runs them at the concatenated width.
+        fusion_depth: LeWin blocks per fusion; odd ones are shifted.
+        window: Side of the attention windows.
+        head_dim: Channels per attention head.
+        modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
+        decoder_blocks: Bottlenecks per decoding block.
+        norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
+        cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
+        feature_loss_weight: Weight of eq. 4 in eq. 6.
+        image_loss_weight: Weight of eq. 5 in eq. 6.
+        codebook_loss_weight: Weight of eq. 2 in eq. 6.
+        commitment_weight: Weight beta of the commitment term in eq. 2.
+
+    Raises:
+        ValueError: If a value is outside its range.
+
+    Example:
+        >>> LogicalConfig(codebook_size=32).codebook_size
+        32
+        >>> LogicalConfig(fusion="sum")
+        Traceback (most recent call last):
+        ...
+        ValueError: fusion must be one of ('proj', 'concat'), not 'sum'.
+    """
+
+    vq_levels: tuple[int, ...] = (2, 3, 4)
+    loss_levels: tuple[int, ...] | None = None
+    embedding_channels: int | None = None
+    prior_dim: int = 512
+    prior_grid: int = 1
+    codebook_size: int = 16
+    code_dim: int = 256
+    atrous_width: int = 256
+    codebook_init: Literal["data", "normal"] = "data"
+    codebook_restart: bool = True
+    fusion: Literal["proj", "concat"] = "proj"
+    fusion_depth: int = 2
+    window: int = 8
+    head_dim: int = 32
+    modulator: bool = True
+    decoder_blocks: int = 3
+    norm: Literal["gn", "bn"] = "gn"
+    cosine: Literal["local", "flat"] = "local"
+    feature_loss_weight: float = 1.0
+    image_loss_weight: float = 1.0
+    codebook_loss_weight: float = 1.0
+    commitment_weight: float = 1.0
+    _choices: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "codebook_init": ("data", "normal"),
+            "fusion": ("proj", "concat"),
+            "norm": ("gn", "bn"),
+            "cosine": ("local", "flat"),
+        },
+        init=False,
+        repr=False,
+        compare=False,
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges and turn lists (as YAML gives them) into tuples."""
+        object.__setattr__(self, "vq_levels", tuple(sorted(self.vq_levels)))
+        if self.loss_levels is not None:
+            object.__setattr__(self, "loss_levels", tuple(sorted(self.loss_levels)))
+        for name, allowed in self._choices.items():
+            if getattr(self, name) not in allowed:
+                msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
+                raise ValueError(msg)
+        for name in (
+            "prior_dim",
+            "prior_grid",
+            "codebook_size",
+            "code_dim",
+            "atrous_width",
+            "fusion_depth",
+            "window",
+            "head_dim",
+            "decoder_blocks",
+        ):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be at least 1, not {getattr(self, name)}."
+                raise ValueError(msg)

@@ -1,0 +1,121 @@
+"""Decoder that rebuilds every level of the encoder and the image (paper, section III-A4)."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from anomalib_npgmf.logical.blocks import Bottleneck
+from anomalib_npgmf.logical.config import LogicalConfig
+from anomalib_npgmf.logical.fusion import Fusion
+
+
+def decoding_block(
+    in_channels: int, out_channels: int, doublings: int, config: LogicalConfig, *, rectify: bool
+) -> nn.Sequential:
+    """``doublings`` up-sampling bottlenecks, then ordinary ones, ``config.decoder_blocks`` in total at least.
+
+    Args:
+        in_channels: Channels of the fused feature.
+        out_channels: Channels of the encoder level that is rebuilt.
+        doublings: How often the resolution doubles.
+        config: Norm and number of bottlenecks.
+        rectify: Whether the encoder level is never negative; then the last bottleneck ends in a rectifier, otherwise in
+            a linear map, for a rectified feature can not match a signed one.
+    """
+    count = max(config.decoder_blocks, doublings)
+    blocks: list[nn.Module] = [
+        Bottleneck(
+            in_channels if i == 0 else out_channels,
+            out_channels,
+            config.norm,
+            up=i < doublings,
+            rectify=rectify or i < count - 1,
+        )
+        for i in range(count)
+    ]
+    return nn.Sequential(*blocks)
+
+
+class Decoder(nn.Module):
+    """Fusion and decoding blocks from the one-class embedding up to the finest level, then an image head.
+
+    ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest level.
+
+    Args:
+        levels: Levels of the encoder, ascending.
+        channels: Channels of each level.
+        rectified: Whether each level is never negative.
+        embedding_channels: Channels of the one-class embedding.
+        image_size: Height and width of the image.
+        prior_dim: Channels of the global context; 0 for none.
+        vq_levels: Levels that bring codes.
+        config: The rest.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        channels: Sequence[int],
+        rectified: Sequence[bool],
+        embedding_channels: int,
+        image_size: tuple[int, int],
+        prior_dim: int,
+        vq_levels: Sequence[int],
+        config: LogicalConfig,
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        top = self.levels[-1]
+        # Two stride-2 steps of the embedding lie between its map and the deepest level.
+        inputs = [(embedding_channels, top + 2, top, 0)]
+        for position in range(len(self.levels) - 1, 0, -1):
+            level = self.levels[position]
+            code_dim = config.code_dim if level in vq_levels else 0
+            inputs.append((channels[position], level, self.levels[position - 1], code_dim))
+        self.fusions = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for in_channels, level, target, code_dim in inputs:
+            fusion = Fusion(
+                in_channels,
+                prior_dim,
+                code_dim,
+                (image_size[0] >> level, image_size[1] >> level),
+                mode=config.fusion,
+                depth=config.fusion_depth,
+                window=config.window,
+                head_dim=config.head_dim,
+                modulator=config.modulator,
+            )
+            self.fusions.append(fusion)
+            position = self.levels.index(target)
+            self.stages.append(
+                decoding_block(
+                    fusion.out_channels, channels[position], level - target, config, rectify=rectified[position]
+                )
+            )
+        head: list[nn.Module] = []
+        width = max(channels[0], 32)
+        for i in range(self.levels[0]):
+            head += [nn.ConvTranspose2d(channels[0] if i == 0 else width, width, 2, stride=2), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*head, nn.Conv2d(width, 3, 3, padding=1))
+
+    def forward(
+        self, embedding: Tensor, prior: Tensor | None, codes: Mapping[int, Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Rebuild.
+
+        Args:
+            embedding: One-class embedding, [B, C_o, H/2^(top+2), W/2^(top+2)].
+            prior: Global context, [1, d_T, s0, s0], or ``None``.
+            codes: Quantised features by level, [B, d_q, H/2^k, W/2^k].
+
+        Returns:
+            f_D^k for every level, finest first, each of its encoder map's shape; and the rebuilt image [B, 3, H, W].
+        """
+        rebuilt: list[Tensor] = []
+        x = embedding
+        for i, (fusion, stage) in enumerate(zip(self.fusions, self.stages, strict=True)):
+            level_codes = codes.get(self.levels[-i]) if i else None
+            x = stage(fusion(x, prior, level_codes))
+            rebuilt.insert(0, x)
+        return rebuilt, self.head(x)

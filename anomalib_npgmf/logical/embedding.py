@@ -1,0 +1,32 @@
+"""One-class embedding: the bottleneck of the logical branch (paper, section III-A2)."""
+
+from torch import Tensor, nn
+
+from anomalib_npgmf.logical.blocks import make_norm
+
+
+class OneClassEmbedding(nn.Sequential):
+    """Two 3x3 convolutions of stride 2 that compress the deepest feature map to a sixteenth of its area.
+
+    Args:
+        in_channels: Channels of the deepest feature map.
+        out_channels: Channels of the embedding.
+        norm: See `make_norm`.
+
+    Example:
+        >>> import torch
+        >>> OneClassEmbedding(64, 32, "gn")(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 32, 2, 2])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, bias=False),
+            make_norm(norm, in_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C_o, H/4, W/4]."""
+        return super().forward(features)

@@ -1,0 +1,193 @@
+"""The logical branch M_LAD: reconstruction of features under normal priors (paper, section III-A)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
+from anomalib_npgmf.logical.config import LogicalConfig
+from anomalib_npgmf.logical.decoder import Decoder
+from anomalib_npgmf.logical.embedding import OneClassEmbedding
+from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
+from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
+
+RESTART_INTERVAL = 100  # training steps between two looks for codes that are hardly used
+
+
+class LogicalOutput(NamedTuple):
+    """What one pass of the branch yields.
+
+    Attributes:
+        decoded: f_D^k, finest level first.
+        reconstruction: Rebuilt image, [B, 3, H, W].
+        codebook_loss: Eq. 2 summed over levels; zero in evaluation mode.
+    """
+
+    decoded: list[Tensor]
+    reconstruction: Tensor
+    codebook_loss: Tensor
+
+
+class LogicalBranch(nn.Module):
+    """One-class embedding, text prior, codebooks and fusion decoder over given encoder features.
+
+    The frozen encoder is outside, so that another branch may share its pass.
+
+    Args:
+        levels: Levels of the encoder, ascending (level k has stride 2^k).
+        channels: Channels of each level.
+        rectified: Whether each level is never negative.
+        image_size: Height and width of the image that the encoder sees.
+        text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
+        text_dim: Length of the text embedding.
+        config: Architecture and loss.
+
+    Raises:
+        ValueError: If windows cannot tile the maps, a level is unknown or the image is too small.
+
+    Example:
+        >>> branch = LogicalBranch((3, 4, 5), (8, 16, 32), (True,) * 3, (128, 128), "none",
+        ...                        config=LogicalConfig(vq_levels=(4,), code_dim=8, atrous_width=8))
+        >>> features = [torch.rand(1, c, 128 >> k, 128 >> k) for k, c in ((3, 8), (4, 16), (5, 32))]
+        >>> branch.anomaly_map(features, branch.eval()(features)).shape
+        torch.Size([1, 1, 128, 128])
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        channels: Sequence[int],
+        rectified: Sequence[bool],
+        image_size: tuple[int, int],
+        text_prior: str,
+        text_dim: int = 512,
+        config: LogicalConfig | None = None,
+    ) -> None:
+        super().__init__()
+        config = config or LogicalConfig()
+        if text_prior not in TEXT_PRIORS:
+            msg = f"text_prior must be one of {TEXT_PRIORS}, not {text_prior!r}."
+            raise ValueError(msg)
+        unit = 4 << levels[-1]  # the embedding halves the deepest map twice
+        if image_size[0] % unit or image_size[1] % unit:
+            msg = (
+                f"The logical branch takes images whose sides are multiples of {unit} (four times the stride of the deepest "
+                f"level), not {image_size[0]} x {image_size[1]}; 128, 256 and 512 work."
+            )
+            raise ValueError(msg)
+        self.config = config
+        self.levels = tuple(levels)
+        self.image_size = image_size
+        self.vq_levels = tuple(level for level in config.vq_levels if level in self.levels)
+        for name, chosen in (("vq_levels", config.vq_levels), ("loss_levels", config.loss_levels or ())):
+            if unknown := [level for level in chosen if level not in self.levels]:
+                msg = f"{name} {unknown} are not among the encoder's levels {self.levels}."
+                raise ValueError(msg)
+        scored = config.loss_levels or self.levels
+        self._scored = [i for i, level in enumerate(self.levels) if level in scored]
+        width = config.embedding_channels or channels[-1]
+        self.embedding = OneClassEmbedding(channels[-1], width, config.norm)
+        self.text_prior = (
+            TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
+        )
+        self.atrous = nn.ModuleDict()
+        self.codebooks = nn.ModuleDict()
+        for level in self.vq_levels:
+            # At stride 16 and above larger dilations would reach beyond the map and leave the centre tap alone.
+            dilations = (6, 12, 18) if level < 4 else (2, 4, 6)
+            self.atrous[str(level)] = AtrousBlock(
+                channels[self.levels.index(level)], config.atrous_width, config.code_dim, dilations, config.norm
+            )
+            self.codebooks[str(level)] = Codebook(config.codebook_size, config.code_dim, config.commitment_weight)
+        self.decoder = Decoder(
+            self.levels,
+            channels,
+            rectified,
+            width,
+            image_size,
+            config.prior_dim if self.text_prior is not None else 0,
+            self.vq_levels,
+            config,
+        )
+        self.loss = LogicalLoss(config)
+        self._steps = 0
+        self._generator = torch.Generator().manual_seed(0)
+
+    def pre_codes(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
+        """z^k = A^k(f_E^k) for each level with a codebook, [B, d_q, H_k, W_k]."""
+        return {k: self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels}
+
+    def code_maps(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Number of the code at each position for each level with a codebook, integers of [B, H_k, W_k]."""
+        return {k: self._codebook(k).indices(z) for k, z in self.pre_codes(features).items()}
+
+    def _codebook(self, level: int) -> Codebook:
+        book = self.codebooks[str(level)]
+        assert isinstance(book, Codebook)
+        return book
+
+    def forward(self, features: Sequence[Tensor]) -> LogicalOutput:
+        """Rebuild the features.
+
+        Args:
+            features: f_E^k, [B, C_k, H/2^k, W/2^k], finest first.
+
+        Returns:
+            Rebuilt features and image, and the codebook loss.
+        """
+        codes: dict[int, Tensor] = {}
+        loss = features[0].new_zeros(())
+        restart = self.training and self.config.codebook_restart and self._steps % RESTART_INTERVAL == RESTART_INTERVAL - 1
+        for level, z in self.pre_codes(features).items():
+            codes[level], level_loss = self._codebook(level)(z)
+            loss = loss + level_loss
+            if restart:
+                self._codebook(level).restart_dead(z.detach(), self._generator)
+        self._steps += int(self.training)
+        prior = self.text_prior() if self.text_prior is not None else None
+        decoded, image = self.decoder(self.embedding(features[-1]), prior, codes)
+        return LogicalOutput(decoded, image, loss)
+
+    def losses(self, features: Sequence[Tensor], image: Tensor) -> dict[str, Tensor]:
+        """All losses of one batch (eq. 6).
+
+        Args:
+            features: See `forward`.
+            image: The normalised image that the features came from, [B, 3, H, W].
+
+        Returns:
+            ``loss`` and its parts.
+        """
+        out = self(features)
+        out_of = [out.decoded[i] for i in self._scored]
+        into = [features[i] for i in self._scored]
+        result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
+        return result
+
+    def anomaly_map(self, features: Sequence[Tensor], output: LogicalOutput) -> Tensor:
+        """S_log of eq. 7, [B, 1, H, W]."""
+        encoder = [features[i] for i in self._scored]
+        return logical_map(encoder, [output.decoded[i] for i in self._scored], self.image_size)
+
+    @torch.no_grad()
+    def initialise_codebooks(self, features: Sequence[Tensor]) -> None:
+        """Start the codes at k-means centres of the first training images, unless the configuration says otherwise.
+
+        Args:
+            features: See `forward`.
+        """
+        if self.config.codebook_init == "data":
+            for level, z in self.pre_codes(features).items():
+                self._codebook(level).fit(z)
+
+    def codebook_statistics(self) -> dict[str, float]:
+        """Perplexity and number of dead codes per level since the last call, which starts the count anew."""
+        statistics: dict[str, float] = {}
+        for level in self.vq_levels:
+            book = self._codebook(level)
+            statistics[f"perplexity_{level}"] = book.perplexity().item()
+            statistics[f"dead_codes_{level}"] = float(book.dead().sum())
+            book.reset_usage()
+        return statistics
