@@ -43,6 +43,7 @@ _PROVIDED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 
 _waiting: set[str] = set()  # host packages that the autoload still has to add names to
+_watched: list[ModuleType] = []  # packages whose class is overridden for the time being
 
 
 def autoload() -> None:
@@ -61,11 +62,13 @@ def autoload() -> None:
     try:
         if os.environ.get("ANOMALIB_NPGMF_AUTOLOAD") == "0" or _Finder in sys.meta_path:
             return
-        if "anomalib" not in sys.modules and find_spec("anomalib") is None:
+        host_is_loaded = "anomalib" in sys.modules
+        if not host_is_loaded and find_spec("anomalib") is None:
             return
         _waiting.update(_PROVIDED)
         sys.meta_path.insert(0, _Finder)
-        _proceed()
+        if host_is_loaded:
+            _proceed()
     except Exception as error:  # an exception here would break `import torch`
         _stop()
         _warn(f"anomalib does not know Npgmf by name, call anomalib_npgmf.register(): {error!r}")
@@ -114,15 +117,15 @@ class _WatchedPackage(ModuleType):
 
 def _watch(name: str) -> None:
     """Have :func:`_proceed` called when the module ``name`` is bound to its parent package."""
-    parent = sys.modules.get(name.rpartition(".")[0])
-    if type(parent) is ModuleType:
-        parent.__class__ = _WatchedPackage
+    package = sys.modules[name.rpartition(".")[0]]
+    if type(package) is ModuleType:
+        package.__class__ = _WatchedPackage
+        _watched.append(package)
 
 
 def _unwatch() -> None:
-    for module in list(sys.modules.values()):
-        if type(module) is _WatchedPackage:
-            module.__class__ = ModuleType  # type: ignore[assignment]
+    while _watched:
+        _watched.pop().__class__ = ModuleType
 
 
 def _stop() -> None:
