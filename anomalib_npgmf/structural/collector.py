@@ -1,0 +1,143 @@
+# Copyright (C) 2026 The anomalib-npgmf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training patches on their way into the memory bank: kept within a memory budget, and merged between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from anomalib_npgmf.structural.coreset import select_coreset
+
+_KEEP = 0.25  # part of an image's patches that thinning keeps, far above the usual coreset ratios
+
+
+class PatchCollector:
+    """Collects the patches of training images, one block per image.
+
+    Two rules make the result the same for any batch size, order of images and number of processes. Blocks are ordered
+    by the key of their image, and a key seen again is ignored (a distributed sampler repeats images to fill up). When
+    the patches of all images together exceed the budget, every block is thinned to its own greedy k-centre coreset: a
+    composable coreset (Malkomes et al., NeurIPS 2015), whose covering radius exceeds that of a selection from all
+    patches by at most the radius within one image.
+
+    Args:
+        dtype: Precision in which patches are stored.
+        budget: Bytes of patches, over all processes, above which each image is thinned.
+        ratio: Coreset ratio of the final selection; thinning keeps at least four times as much.
+        seed: Seed of the thinning.
+
+    Example:
+        >>> collector = PatchCollector(torch.float32, budget=1 << 20, ratio=0.5)
+        >>> collector.append(torch.ones(1, 4, 3), keys=["b"])
+        >>> collector.append(torch.zeros(2, 4, 3), keys=["a", "b"])
+        >>> collector.assemble()[:, 0].tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, dtype: torch.dtype, *, budget: int, ratio: float, seed: int = 0) -> None:
+        self.dtype = dtype
+        self.budget = budget
+        self.keep = min(1.0, max(_KEEP, 4 * ratio))
+        self.seed = seed
+        self.blocks: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}  # patches of each image before thinning
+        self.thinning = False
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches seen, before thinning."""
+        return sum(self.counts.values())
+
+    def append(self, patches: Tensor, keys: Sequence[str] | None = None) -> None:
+        """Add a batch of images.
+
+        Args:
+            patches: Patches ``[B, P, d]``.
+            keys: One key per image, the same in every process, such as its path. Without keys images are numbered as
+                they arrive, which suits a single process with a fixed order.
+
+        Raises:
+            ValueError: If a patch is not finite in the storage precision, or the keys do not match the batch.
+        """
+        if keys is None:
+            keys = [f"{len(self.counts) + offset:012d}" for offset in range(len(patches))]
+        if len(keys) != len(patches):
+            msg = f"Every image needs one key, but {len(patches)} images came with {len(keys)} keys."
+            raise ValueError(msg)
+        for key, block in zip(keys, patches, strict=True):
+            if key in self.counts:
+                continue
+            stored = block.detach().to(self.dtype, copy=True)
+            if not bool(stored.isfinite().all()):
+                msg = (
+                    f"The patches of image {key!r} hold NaN or Inf in {self.dtype}; "
+                    "check the image and the backbone's weights, or store the bank in float32."
+                )
+                raise ValueError(msg)
+            self.counts[key] = len(stored)
+            self.blocks[key] = self._thin(stored) if self.thinning else stored
+            self._thin_over(self.num_patches)
+
+    def gather(self) -> None:
+        """Move the blocks of every process to the first one; a no-op in a single process."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        rank = dist.get_rank()
+        shares: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(shares, self.counts)
+        owner = {key: source for source, share in reversed(list(enumerate(shares))) for key in share}
+        counts = {key: count for share in shares for key, count in share.items()}
+        self._thin_over(sum(counts.values()))
+        shape = next(iter(self.blocks.values())).shape[1:] if self.blocks else None
+        for key in sorted(owner):
+            if owner[key] == 0:
+                continue
+            if rank == owner[key]:
+                dist.send(self.blocks[key].contiguous().view(torch.uint8), dst=0)
+            elif rank == 0:
+                if shape is None:
+                    msg = "The first process saw no image; use at most as many processes as there are images."
+                    raise ValueError(msg)
+                template = next(iter(self.blocks.values()))
+                rows = self._kept(counts[key]) if self.thinning else counts[key]
+                block = template.new_empty(rows, *shape)
+                dist.recv(block.view(torch.uint8), src=owner[key])
+                self.blocks[key] = block
+        if rank == 0:
+            self.counts = counts
+        else:
+            self.blocks.clear()
+
+    def assemble(self) -> Tensor:
+        """Return all stored patches ``[N, d]`` in the order of their keys, and forget them block by block."""
+        blocks, self.blocks = self.blocks, {}
+        total = sum(len(block) for block in blocks.values())
+        first = next(iter(blocks.values()))
+        matrix = first.new_empty(total, first.shape[1])
+        start = 0
+        for key in sorted(blocks):
+            block = blocks.pop(key)
+            matrix[start : start + len(block)] = block
+            start += len(block)
+        return matrix
+
+    def _thin_over(self, num_patches: int) -> None:
+        """Begin thinning once that many patches would exceed the budget."""
+        if self.thinning or self.keep == 1.0 or not self.blocks:
+            return
+        dim = next(iter(self.blocks.values())).shape[1]
+        if num_patches * dim * self.dtype.itemsize > self.budget:
+            self.thinning = True
+            for key, block in self.blocks.items():
+                self.blocks[key] = self._thin(block)
+
+    def _kept(self, rows: int) -> int:
+        return max(1, int(self.keep * rows))
+
+    def _thin(self, block: Tensor) -> Tensor:
+        return block[select_coreset(block, self._kept(len(block)), seed=self.seed)]

@@ -1,0 +1,51 @@
+# Copyright (C) 2026 The anomalib-npgmf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Nearest-neighbour distances that are as fast as a matrix product and exact near zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest point of every query with one matrix product.
+
+    The nearest point maximises ``q·m - |m|²/2``, which needs no query norm. Its distance is then computed from the
+    difference of the two vectors: the expansion ``|q|² + |m|² - 2 q·m`` would lose every digit where the distance is
+    small against the norms.
+
+    Args:
+        queries: Query vectors ``[n, d]``, float32.
+        points: Candidate vectors ``[M, d]``, M > 0. Centre both at a common origin for the surest choice between near
+            ties. Half precision points are multiplied in half precision on an accelerator and in float32 on a CPU,
+            which has no fast half precision product.
+        norms: Squared Euclidean norms of the points ``[M]``, float32.
+
+    Returns:
+        The Euclidean distances ``[n]`` (float32) and the indices ``[n]`` (int64) of the nearest points.
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> nearest(torch.tensor([[3.0, 3.0], [0.0, 1.0]]), points, points.square().sum(1))
+        (tensor([1., 1.]), tensor([1, 0]))
+    """
+    if points.dtype == torch.float32 or points.device.type == "cpu":
+        index = torch.addmm(norms, queries, points.to(torch.float32).T, beta=-0.5).argmax(dim=1)
+    else:
+        # Points scaled to at most unit length cannot overflow the product of half precision numbers.
+        scale = norms.max().clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+        product = (queries * scale).to(points.dtype) @ points.T
+        index = (product.float() - norms * (0.5 * scale)).argmax(dim=1)
+    return torch.linalg.vector_norm(queries - points[index].to(torch.float32), dim=1), index
+
+
+def rows_per_chunk(columns: int, budget: int) -> int:
+    """Return how many queries to score at once against ``columns`` points so that the scores fit ``budget`` bytes.
+
+    Example:
+        >>> rows_per_chunk(1024, budget=4 * 1024**2)
+        1024
+    """
+    return max(1, budget // (4 * max(1, columns)))

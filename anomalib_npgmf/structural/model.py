@@ -1,0 +1,101 @@
+# Copyright (C) 2026 The anomalib-npgmf authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Structural branch: distance of every patch to the normal patches of a memory bank (section III-B, eqs. 8 to 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_npgmf.structural.config import StructuralConfig
+from anomalib_npgmf.structural.memory_bank import MemoryBank
+
+
+class StructuralBranch(nn.Module):
+    """Patch-wise anomaly detector over the features of a frozen backbone.
+
+    The backbone runs outside, so that both branches can share one pass of it.
+
+    Args:
+        channels: Channels of each feature map, finest first.
+        config: Settings of the branch; defaults to the paper's.
+        seed: Seed of the coreset selection.
+
+    Example:
+        >>> branch = StructuralBranch([4, 8], StructuralConfig(coreset_ratio=0.1))
+        >>> features = [torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)]
+        >>> branch.collect(features, keys=["a.png", "b.png"])
+        >>> branch.finish()
+        >>> len(branch.bank), branch(features).shape
+        (12, torch.Size([2, 1, 8, 8]))
+    """
+
+    def __init__(self, channels: Sequence[int], config: StructuralConfig | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        config = config or StructuralConfig()
+        self.channels = tuple(channels)
+        self.bank = MemoryBank(
+            config.coreset_ratio,
+            coreset_method=config.coreset_method,
+            dtype=getattr(torch, config.bank_dtype),
+            reduce_to=config.reduce_to,
+            seed=seed,
+        )
+
+    def embed(self, features: Sequence[Tensor]) -> Tensor:
+        """Aggregate the levels into one embedding p(i, j) per patch.
+
+        Each map is averaged over 3x3 neighbourhoods; coarser maps are brought to the grid of the finest.
+
+        Args:
+            features: Maps ``[B, C_l, H_l, W_l]``, finest first.
+
+        Returns:
+            Patch embeddings ``[B, H, W, d]`` on the grid of the finest map, d being the sum of the channels.
+
+        Raises:
+            ValueError: If the maps do not have the channels that the branch was made for.
+        """
+        if tuple(level.shape[1] for level in features) != self.channels:
+            found = tuple(level.shape[1] for level in features)
+            msg = f"The structural branch was made for maps of {self.channels} channels, but it got {found}."
+            raise ValueError(msg)
+        size = features[0].shape[-2:]
+        pooled = [functional.avg_pool2d(level, kernel_size=3, stride=1, padding=1) for level in features]
+        coarse = [
+            functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in pooled[1:]
+        ]
+        return torch.cat([pooled[0], *coarse], dim=1).permute(0, 2, 3, 1)
+
+    def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
+        """Collect the patches of normal training images for the bank (eq. 8).
+
+        Args:
+            features: Maps ``[B, C_l, H_l, W_l]``, finest first.
+            keys: A key per image, see :meth:`MemoryBank.append`.
+        """
+        self.bank.append(self.embed(features).flatten(1, 2), keys)
+
+    def finish(self, *, progress: bool = False) -> None:
+        """Select the memory bank from the collected patches, see :meth:`MemoryBank.finish`."""
+        self.bank.finish(progress=progress)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Compute the structural map s(i, j) = ||p(i, j) - m*|| (eqs. 9 and 10).
+
+        Args:
+            features: Maps ``[B, C_l, H_l, W_l]``, finest first.
+
+        Returns:
+            Distance map ``[B, 1, H, W]``, float32, on the patch grid.
+
+        Raises:
+            RuntimeError: If the bank is empty, because the model was not trained.
+        """
+        patches = self.embed(features)
+        distances = self.bank.search(patches.flatten(0, 2))
+        return distances.reshape(patches.shape[:3]).unsqueeze(1)
