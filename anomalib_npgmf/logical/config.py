@@ -1,7 +1,14 @@
 """What a researcher may turn in the logical branch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+_CHOICES = {
+    "codebook_init": ("data", "normal"),
+    "fusion": ("proj", "concat"),
+    "norm": ("gn", "bn"),
+    "cosine": ("local", "flat"),
+}
 
 
 @dataclass(frozen=True)
@@ -12,7 +19,7 @@ class LogicalConfig:
 
     Args:
         vq_levels: Levels with a codebook. The paper does not name them; the middle ones carry parts rather than
-            texture or the whole scene. Levels that the backbone lacks are left out. Empty: no codebooks.
+            texture or the whole scene. Empty: no codebooks.
         loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level of the backbone.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
         prior_dim: Width of the global context g, the linear image of the text embedding.
@@ -71,24 +78,13 @@ class LogicalConfig:
     image_loss_weight: float = 1.0
     codebook_loss_weight: float = 1.0
     commitment_weight: float = 1.0
-    _choices: dict[str, tuple[str, ...]] = field(
-        default_factory=lambda: {
-            "codebook_init": ("data", "normal"),
-            "fusion": ("proj", "concat"),
-            "norm": ("gn", "bn"),
-            "cosine": ("local", "flat"),
-        },
-        init=False,
-        repr=False,
-        compare=False,
-    )
 
     def __post_init__(self) -> None:
         """Check the ranges and turn lists (as YAML gives them) into tuples."""
         object.__setattr__(self, "vq_levels", tuple(sorted(self.vq_levels)))
         if self.loss_levels is not None:
             object.__setattr__(self, "loss_levels", tuple(sorted(self.loss_levels)))
-        for name, allowed in self._choices.items():
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 raise ValueError(msg)

@@ -1,0 +1,66 @@
+"""Which normal images calibrate the model: never a test image, never one that a branch was fitted on."""
+
+from typing import Any
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import ValSplitMode
+from torchvision.transforms.v2 import Resize
+
+HOLD_OUT = 0.1  # share of the training images where there is no validation set of its own
+_FULL = "_npgmf_full_train_data"
+
+
+def normal_images(dataset: Any) -> Any:
+    """The normal images of an anomalib dataset, as a dataset."""
+    samples = dataset.samples
+    return dataset.subsample(list(samples.index[samples.label_index == 0]))
+
+
+def plain(dataset: Any, size: tuple[int, int]) -> Any:
+    """A view of a dataset without augmentations, resized so that its images form batches."""
+    view = dataset.subsample(list(range(len(dataset))))
+    view.augmentations = Resize(size, antialias=True)
+    return view
+
+
+def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
+    """Set aside the calibration images of a data module.
+
+    A validation set in a folder of its own (MVTec LOCO AD) or split from the training images serves as it is. Otherwise,
+    and also where anomalib takes the validation set from the test set, a seeded tenth of the training images is taken out
+    of ``datamodule.train_data``; `restore_training_data` puts it back.
+
+    Args:
+        datamodule: A data module that has been set up.
+
+    Returns:
+        The normal calibration images, an anomalib dataset.
+
+    Raises:
+        ValueError: If there is no normal image to calibrate on.
+    """
+    restore_training_data(datamodule)
+    own = datamodule.val_split_mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN)
+    if own and getattr(datamodule, "val_data", None) is not None and datamodule.val_data.has_normal:
+        return normal_images(datamodule.val_data)
+    train = normal_images(datamodule.train_data)
+    if len(train) < 2:
+        msg = (
+            f"There are no normal validation images and only {len(train)} training image(s) to set some aside from; add "
+            "normal images to the validation folder or to the training set."
+        )
+        raise ValueError(msg)
+    count = max(1, round(HOLD_OUT * len(train)))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(datamodule.seed or 0)).tolist()
+    setattr(datamodule, _FULL, datamodule.train_data)
+    datamodule.train_data = train.subsample(sorted(order[count:]))
+    return train.subsample(sorted(order[:count]))
+
+
+def restore_training_data(datamodule: AnomalibDataModule) -> None:
+    """Undo what `split_for_calibration` did to the data module."""
+    full = getattr(datamodule, _FULL, None)
+    if full is not None:
+        datamodule.train_data = full
+        delattr(datamodule, _FULL)

@@ -1,0 +1,173 @@
+"""Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from anomalib.models.components import GaussianBlur2d
+from torch import Tensor, nn
+
+SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
+BRANCHES = ("logical", "structural")
+
+
+T = TypeVar("T")
+
+
+def gather_list(items: list[T]) -> list[T]:
+    """The items of all processes in the order of their ranks; ``items`` itself in a single process.
+
+    Example:
+        >>> gather_list([1, 2])
+        [1, 2]
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return items
+    shares: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, items)
+    return [item for share in shares for item in share]
+
+
+class MapStatistics:
+    """Mean and standard deviation of all pixels of a stream of maps, in float64.
+
+    Blocks are combined as in Chan et al., so that a large mean does not cancel the variance.
+
+    Example:
+        >>> statistics = MapStatistics()
+        >>> statistics.update(torch.tensor([1.0, 2.0]))
+        >>> statistics.update(torch.tensor([3.0, 4.0]))
+        >>> statistics.mean, statistics.std
+        (2.5, 1.118033988749895)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0
+
+    def update(self, maps: Tensor) -> None:
+        """Add the pixels of ``maps`` (any shape)."""
+        values = maps.detach().double()
+        mean = values.mean().item()
+        self.combine(values.numel(), mean, (values - mean).square().sum().item())
+
+    def combine(self, count: int, mean: float, squares: float) -> None:
+        """Add a block of ``count`` values with that mean and that sum of squared deviations."""
+        if not count:
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self._squares += squares + delta * delta * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over all values seen (divided by their number)."""
+        return (self._squares / self.count) ** 0.5 if self.count else 0.0
+
+    def synchronise(self) -> None:
+        """Combine the statistics of all processes, in the order of their ranks; no effect in a single process."""
+        blocks = gather_list([(self.count, self.mean, self._squares)])
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        for block in blocks:
+            self.combine(*block)
+
+
+class MapMerger(nn.Module):
+    """Eq. 11: ``S = w_log (S_log - mu_log) / sd_log + w_str (S_str - mu_str) / sd_str``, then a Gaussian filter.
+
+    Args:
+        size: Height and width at which the maps meet.
+        logical_weight: w_log.
+        structural_weight: w_str.
+
+    Attributes:
+        mean: mu of the logical and the structural map.
+        std: Their standard deviation.
+
+    Example:
+        >>> merger = MapMerger((64, 64), 1.0, 3.0)
+        >>> merger.calibrate({"logical": (1.0, 0.5), "structural": (2.0, 1.0)})
+        >>> merged = merger({"logical": torch.full((1, 1, 64, 64), 2.0), "structural": torch.full((1, 1, 8, 8), 3.0)})
+        >>> round(merged.mean().item(), 4)  # 1 * (2 - 1) / 0.5 + 3 * (3 - 2) / 1
+        5.0
+    """
+
+    mean: Tensor
+    std: Tensor
+    calibrated: Tensor
+
+    def __init__(self, size: tuple[int, int], logical_weight: float, structural_weight: float) -> None:
+        super().__init__()
+        for name, weight in (("logical_weight", logical_weight), ("structural_weight", structural_weight)):
+            if not weight >= 0:
+                msg = f"{name} must not be negative, but is {weight}."
+                raise ValueError(msg)
+        if logical_weight == 0 and structural_weight == 0:
+            msg = "logical_weight and structural_weight must not both be zero."
+            raise ValueError(msg)
+        self.size = size
+        self.weights = {"logical": logical_weight, "structural": structural_weight}
+        self.register_buffer("mean", torch.zeros(len(BRANCHES)))
+        self.register_buffer("std", torch.ones(len(BRANCHES)))
+        self.register_buffer("calibrated", torch.tensor(False))  # noqa: FBT003
+        self.blur = GaussianBlur2d(sigma=SMOOTHING_SIGMA * min(size) / 256)
+
+    def calibrate(self, statistics: dict[str, tuple[float, float]]) -> None:
+        """Fix mean and standard deviation.
+
+        Args:
+            statistics: Mean and standard deviation over all pixels of normal images, by branch.
+
+        Raises:
+            ValueError: If a map is constant or holds NaN.
+        """
+        for branch, (mean, std) in statistics.items():
+            if not std > 0:
+                msg = f"The {branch} map has a standard deviation of {std} on the calibration images; check them."
+                raise ValueError(msg)
+            index = BRANCHES.index(branch)
+            self.mean[index], self.std[index] = mean, std
+        self.calibrated.fill_(True)  # noqa: FBT003
+
+    def resize(self, branch_map: Tensor) -> Tensor:
+        """Bring a branch map [B, 1, h, w] to ``size`` (bilinear)."""
+        if branch_map.shape[-2:] == self.size:
+            return branch_map
+        return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
+
+    def contribution(self, branch: str, branch_map: Tensor) -> Tensor:
+        """One summand of eq. 11, smoothed.
+
+        Args:
+            branch: ``"logical"`` or ``"structural"``.
+            branch_map: Its raw map, [B, 1, h, w].
+
+        Returns:
+            Weighted, calibrated and smoothed map, [B, 1, H, W].
+        """
+        index = BRANCHES.index(branch)
+        z = (self.resize(branch_map) - self.mean[index]) / self.std[index]
+        out: Tensor = self.blur(self.weights[branch] * z)
+        return out
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Merge the maps of the branches that are present.
+
+        Args:
+            maps: Raw maps by branch, [B, 1, h, w] each.
+
+        Returns:
+            Merged and smoothed map, [B, 1, H, W]. A single branch counts with weight one.
+        """
+        total = None
+        for index, branch in enumerate(BRANCHES):
+            if branch in maps:
+                weight = self.weights[branch] if len(maps) > 1 else 1.0
+                part = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
+                total = part if total is None else total + part
+        out: Tensor = self.blur(total)
+        return out

@@ -1,0 +1,155 @@
+"""Presets: complete configurations of the model, and how single choices override them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from anomalib_npgmf.logical.config import LogicalConfig
+from anomalib_npgmf.structural.config import StructuralConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that `anomalib_npgmf.torch_model.NpgmfModel` is built from.
+
+    Args:
+        backbone: timm name of the logical branch's encoder.
+        backbone_weights: ``None`` for timm's published weights, ``"random"``, or the path of a local file.
+        structural_backbone: timm name of the memory bank's network; ``None`` shares the encoder's pass.
+        structural_backbone_weights: As ``backbone_weights``.
+        text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
+        logical_image_size: Height and width that the logical branch sees.
+        structural_image_size: Height and width that the structural branch sees.
+        branches: ``"both"``, ``"logical"`` or ``"structural"``.
+        logical_weight: w_log of eq. 11.
+        structural_weight: w_str of eq. 11. The paper gives the ratio 1:3 and leaves open which is which.
+        learning_rate: Of Adam.
+        epochs: Epochs where the trainer is not told otherwise.
+        logical: The logical branch's details.
+        structural: The structural branch's details.
+    """
+
+    backbone: str = "resnet101.tv_in1k"
+    backbone_weights: str | None = None
+    structural_backbone: str | None = "resnext101_32x8d.tv_in1k"
+    structural_backbone_weights: str | None = None
+    text_prior: str = "clip"
+    logical_image_size: tuple[int, int] = (256, 256)
+    structural_image_size: tuple[int, int] = (512, 512)
+    branches: str = "both"
+    logical_weight: float = 1.0
+    structural_weight: float = 3.0
+    learning_rate: float = 2e-4
+    epochs: int = 50
+    logical: LogicalConfig = field(default_factory=LogicalConfig)
+    structural: StructuralConfig = field(default_factory=StructuralConfig)
+
+    def __post_init__(self) -> None:
+        """Check the ranges and accept single integers as square sizes."""
+        for name in ("logical_image_size", "structural_image_size"):
+            value = getattr(self, name)
+            size = (value, value) if isinstance(value, int) else tuple(value)
+            if len(size) != 2 or min(size) < 32:
+                msg = f"{name} must be a side or a height and a width of at least 32 pixels, not {value}."
+                raise ValueError(msg)
+            object.__setattr__(self, name, size)
+        if self.branches not in ("both", "logical", "structural"):
+            msg = f"branches must be 'both', 'logical' or 'structural', not {self.branches!r}."
+            raise ValueError(msg)
+        if self.learning_rate <= 0:
+            msg = f"learning_rate must be positive, not {self.learning_rate}."
+            raise ValueError(msg)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Size that images are resized to: the larger of the sizes in use."""
+        sizes = {"logical": self.logical_image_size, "structural": self.structural_image_size}
+        used = [sizes[branch] for branch in sizes if self.branches in ("both", branch)]
+        return max(used, key=lambda size: size[0] * size[1])
+
+    @property
+    def shares_backbone(self) -> bool:
+        """Whether one backbone pass serves both branches."""
+        same = self.structural_backbone is None or (
+            self.structural_backbone == self.backbone and self.structural_backbone_weights == self.backbone_weights
+        )
+        return self.branches == "both" and same and self.logical_image_size == self.structural_image_size
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # What the paper states, with this project's choices where it is silent.
+    "paper": ModelConfig(logical=LogicalConfig(embedding_channels=2048)),
+    # The closest reading, with what it makes hard to train.
+    "literal": ModelConfig(
+        logical=LogicalConfig(
+            embedding_channels=2048,
+            fusion="concat",
+            fusion_depth=1,
+            norm="bn",
+            codebook_init="normal",
+            codebook_restart=False,
+        ),
+    ),
+    # One backbone pass for both branches.
+    "fast": ModelConfig(
+        backbone="wide_resnet50_2.tv_in1k",
+        structural_backbone=None,
+        structural_image_size=(256, 256),
+        logical=LogicalConfig(embedding_channels=512, prior_dim=256, code_dim=128, atrous_width=64, fusion_depth=1),
+    ),
+    # A laptop, no download.
+    "small": ModelConfig(
+        backbone="resnet18",
+        backbone_weights="random",
+        structural_backbone=None,
+        structural_image_size=(256, 256),
+        text_prior="learned",
+        learning_rate=1e-3,
+        logical=LogicalConfig(
+            embedding_channels=256, prior_dim=64, code_dim=32, atrous_width=32, fusion_depth=1, decoder_blocks=2
+        ),
+        structural=StructuralConfig(coreset_ratio=0.1),
+    ),
+}
+
+
+def _override(config: Any, changes: Mapping[str, Any], what: str) -> Any:
+    names = {f.name for f in fields(config) if f.init}
+    if unknown := sorted(set(changes) - names):
+        msg = f"{what} has no field {unknown}; its fields are {sorted(names)}."
+        raise ValueError(msg)
+    return replace(config, **changes)
+
+
+def resolve(
+    preset: str,
+    overrides: Mapping[str, Any],
+    logical: Mapping[str, Any] | None = None,
+    structural: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+    """A preset with single choices overridden.
+
+    Args:
+        preset: Name of the preset.
+        overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value.
+        logical: Fields of `LogicalConfig` to override.
+        structural: Fields of `StructuralConfig` to override.
+
+    Raises:
+        ValueError: If the preset or a field is unknown or a value is out of range.
+
+    Example:
+        >>> resolve("small", {"logical_image_size": 128}, structural={"coreset_ratio": 0.5}).structural.coreset_ratio
+        0.5
+    """
+    if preset not in PRESETS:
+        msg = f"There is no preset {preset!r}; choose one of {sorted(PRESETS)}."
+        raise ValueError(msg)
+    config = PRESETS[preset]
+    changes: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    if config.shares_backbone and "logical_image_size" in changes and "structural_image_size" not in changes:
+        changes["structural_image_size"] = changes["logical_image_size"]  # one pass needs one size
+    changes["logical"] = _override(config.logical, logical or {}, "logical")
+    changes["structural"] = _override(config.structural, structural or {}, "structural")
+    resolved: ModelConfig = _override(config, changes, "The model")
+    return resolved

@@ -1,0 +1,205 @@
+"""NPGMF in pure torch: backbones, the two branches and their merging."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+
+from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.logical.model import LogicalBranch
+from anomalib_npgmf.merging import MapMerger
+from anomalib_npgmf.presets import ModelConfig
+from anomalib_npgmf.structural.model import StructuralBranch
+
+
+class AntialiasedResize(nn.Module):
+    """Antialiased bilinear resizing between two fixed sizes, as two matrix products.
+
+    The same function as torchvision's ``Resize(antialias=True)``, in operators that every exporter has.
+
+    Args:
+        source: Height and width of the input.
+        target: Height and width of the output.
+
+    Example:
+        >>> AntialiasedResize((64, 64), (32, 32))(torch.ones(1, 3, 64, 64)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        for name, before, after in (("rows", source[0], target[0]), ("columns", source[1], target[1])):
+            # Resizing is linear and separable: resizing the identity along one side gives its matrix.
+            matrix = F.interpolate(
+                torch.eye(before)[None, None], size=(after, before), mode="bilinear", antialias=True
+            )[0, 0]
+            self.register_buffer(name, matrix, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, *source] to [B, C, *target]."""
+        return self.rows @ image @ self.columns.T
+
+
+class BranchMaps(NamedTuple):
+    """Raw results of the branches for a batch.
+
+    Attributes:
+        maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W] and ``"structural"`` [B, 1, h, w].
+        reconstruction: What the logical branch takes for the normal version of the image, [B, 3, H, W], normalised like
+            the input; ``None`` without that branch.
+    """
+
+    maps: dict[str, Tensor]
+    reconstruction: Tensor | None
+
+
+class NpgmfModel(nn.Module):
+    """The whole model. In training mode `forward` gives losses, in evaluation mode an anomalib ``InferenceBatch``.
+
+    Backbones start with random weights: call `load_weights` or load a state dict. A structural branch needs its bank
+    collected (``model.structural.bank``), and maps merge only after ``model.merger.calibrate``.
+
+    Args:
+        config: What to build; see `anomalib_npgmf.presets`.
+        text_dim: Length of the text embedding.
+
+    Example:
+        >>> from anomalib_npgmf.presets import resolve
+        >>> model = NpgmfModel(resolve("small", {"logical_image_size": 128, "branches": "logical"}))
+        >>> sorted(model.train()(torch.randn(1, 3, 128, 128)))
+        ['codebook', 'feature', 'image', 'loss']
+        >>> model.merger.calibrate({"logical": (1.0, 1.0)})
+        >>> model.eval()(torch.randn(2, 3, 128, 128)).anomaly_map.shape
+        torch.Size([2, 1, 128, 128])
+    """
+
+    def __init__(self, config: ModelConfig, text_dim: int = 512) -> None:
+        super().__init__()
+        self.config = config
+        self.logical: LogicalBranch | None = None
+        self.structural: StructuralBranch | None = None
+        self.encoder: Backbone | None = None
+        self.structural_encoder: Backbone | None = None
+        structural_name = config.structural_backbone or config.backbone
+        if config.branches != "structural":
+            self.encoder = Backbone(config.backbone)
+            self.logical = LogicalBranch(
+                self.encoder.levels,
+                self.encoder.channels,
+                self.encoder.rectified(),
+                config.logical_image_size,
+                config.text_prior,
+                text_dim,
+                config.logical,
+            )
+        if config.branches != "logical":
+            if not config.shares_backbone:
+                self.structural_encoder = Backbone(structural_name, config.structural.levels)
+            source = self.structural_encoder or self.encoder
+            assert source is not None
+            if missing := [level for level in config.structural.levels if level not in source.levels]:
+                msg = f"{structural_name} has the feature levels {source.levels}, not {missing}; set structural levels."
+                raise ValueError(msg)
+            self._structural_inputs = [source.levels.index(level) for level in config.structural.levels]
+            channels = [source.channels[i] for i in self._structural_inputs]
+            self.structural = StructuralBranch(channels, config.structural)
+        self.resize_logical = self._resize_to(config.logical_image_size)
+        self.resize_structural = self._resize_to(config.structural_image_size)
+        self.merger = MapMerger(config.logical_image_size, config.logical_weight, config.structural_weight)
+
+    def _resize_to(self, size: tuple[int, int]) -> nn.Module:
+        return nn.Identity() if size == self.config.image_size else AntialiasedResize(self.config.image_size, size)
+
+    def load_weights(self) -> None:
+        """Load the backbones' weights as the configuration says; see `Backbone.load_weights`."""
+        if self.encoder is not None:
+            self.encoder.load_weights(self.config.backbone_weights)
+        if self.structural_encoder is not None:
+            shared = self.config.structural_backbone is None
+            weights = self.config.backbone_weights if shared else self.config.structural_backbone_weights
+            self.structural_encoder.load_weights(weights)
+
+    def features(self, image: Tensor, *, structural: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Frozen features for each branch, from one backbone pass where it is shared.
+
+        Args:
+            image: Normalised images, [B, 3, *config.image_size].
+            structural: Whether the structural branch's features are wanted.
+
+        Returns:
+            Maps for the logical branch (all levels) and for the structural one (its levels); empty for a branch that is
+            not in use.
+        """
+        logical: list[Tensor] = []
+        if self.encoder is not None:
+            logical = self.encoder(self.resize_logical(image))
+        if self.structural is None or not structural:
+            return logical, []
+        if self.structural_encoder is None:
+            return logical, [logical[i] for i in self._structural_inputs]
+        return logical, self.structural_encoder(self.resize_structural(image))
+
+    def branch_maps(self, image: Tensor, structural_map: Tensor | None = None) -> BranchMaps:
+        """Raw anomaly maps of the branches (eqs. 7 and 10).
+
+        Args:
+            image: Normalised images, [B, 3, *config.image_size].
+            structural_map: The structural map where it is known already, [B, 1, h, w]; its search is skipped.
+
+        Returns:
+            The maps and the reconstruction.
+        """
+        logical, structural = self.features(image, structural=structural_map is None)
+        maps: dict[str, Tensor] = {}
+        reconstruction = None
+        if self.logical is not None:
+            output = self.logical(logical)
+            maps["logical"] = self.logical.anomaly_map(logical, output)
+            reconstruction = output.reconstruction
+        if self.structural is not None:
+            maps["structural"] = self.structural(structural) if structural_map is None else structural_map
+        return BranchMaps(maps, reconstruction)
+
+    def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
+        """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
+
+        Args:
+            maps: Raw maps by branch.
+
+        Returns:
+            ``pred_score`` [B] and ``anomaly_map`` [B, 1, *config.image_size].
+        """
+        merged = self.merger(maps)
+        score = merged.amax(dim=(-3, -2, -1))
+        if merged.shape[-2:] != self.config.image_size:
+            merged = F.interpolate(merged, size=self.config.image_size, mode="bilinear", align_corners=False)
+        return InferenceBatch(pred_score=score, anomaly_map=merged)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor] | InferenceBatch:
+        """Losses in training mode, scores and maps in evaluation mode.
+
+        Args:
+            image: Normalised images, [B, 3, *config.image_size].
+
+        Raises:
+            ValueError: If the images have another size.
+            RuntimeError: If the model has not been trained and calibrated.
+        """
+        if image.shape[-2:] != self.config.image_size:
+            size, given = self.config.image_size, tuple(image.shape[-2:])
+            msg = f"The model takes images of {size[0]} x {size[1]}, not {given[0]} x {given[1]}; resize them first."
+            raise ValueError(msg)
+        if self.training:
+            if self.logical is None:
+                return {"loss": image.new_zeros((), requires_grad=True)}  # a memory bank has no loss
+            features, _ = self.features(image, structural=False)
+            return self.logical.losses(features, self.resize_logical(image))
+        if not torch.compiler.is_compiling() and not self.merger.calibrated:
+            msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
+            raise RuntimeError(msg)
+        return self.merge(self.branch_maps(image).maps)
