@@ -76,3 +76,49 @@ ON_TOP: dict[str, Callable[[Surface, float, float, np.random.Generator], Mask]] 
     "crumb": crumb,
     "fibre": fibre,
 }
+"""Damage that can lie anywhere on a part; each takes a point in scene units and returns the damaged points."""
+
+DAMAGES = (*ON_TOP, "chip")
+"""All kinds of damage."""
+
+
+def apply(name: str, surface: Surface, background: Surface, part: Mask, rng: np.random.Generator) -> Mask:
+    """Damage a part somewhere.
+
+    Args:
+        name: Key of :data:`ON_TOP`, or "chip": a piece of the part is broken off.
+        surface: Scene to change in place.
+        background: The same scene without its parts.
+        part: Points of the part, shape (H, W) of the surface.
+        rng: Source of the place and of what the damage looks like.
+
+    Returns:
+        The damaged points, shape (H, W).
+    """
+    if name == "chip":
+        return _chip(surface, background, part, rng)
+    x, y = _point(surface, cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 3) > 0.5 * _inradius(part), rng)
+    return ON_TOP[name](surface, x, y, rng)
+
+
+def _chip(surface: Surface, background: Surface, part: Mask, rng: np.random.Generator) -> Mask:
+    """Break a piece off the edge of a part, so that the ground shows."""
+    edge = part & ~cv2.erode(part.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    x, y = _point(surface, edge, rng)
+    frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=16)
+    bite = np.zeros_like(part)
+    bite[frame.window] = blob(frame.u, frame.v, rng.uniform(6.5, 8.5), rng) < 0
+    bite &= part
+    for layer, bare in zip(surface.layers(), background.layers(), strict=True):
+        layer[bite] = bare[bite]
+    return bite
+
+
+def _inradius(part: Mask) -> float:
+    return float(cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 3).max())
+
+
+def _point(surface: Surface, where: Mask, rng: np.random.Generator) -> tuple[float, float]:
+    rows, columns = np.nonzero(where)
+    chosen = rng.integers(len(rows))
+    return surface.to_scene(float(rows[chosen]), float(columns[chosen]))

@@ -6,15 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
 from . import damage
-from .surface import UNITS, Surface
+from .surface import UNITS
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-    from .surface import Mask
+    from .surface import Mask, Surface
 
 AnomalyType = Literal["logical_anomalies", "structural_anomalies"]
 
@@ -65,13 +64,30 @@ class Drawing:
     masks: list[NDArray[np.bool_]]
 
 
+@dataclass
+class Layout:
+    """A scene before damage and light.
+
+    Args:
+        surface: The scene.
+        background: The same without its parts.
+        parts: Points of each part that damage may hit, (H, W) of the surface each.
+        masks: Points of each defect shown so far.
+    """
+
+    surface: Surface
+    background: Surface
+    parts: list[Mask]
+    masks: list[Mask]
+
+
 class Scene(ABC):
     """A category: what is normal, and which ways there are to break the rule or a part.
 
     Attributes:
         name: Name of the category, words joined by underscores.
         logical: Its logical defects. They show normal parts only, drawn by the same code as in normal images.
-        damages: Names of the structural defects it can show, keys of :data:`damage.DAMAGES` or of its own.
+        damages: Names of the structural defects it can show, those of :data:`damage.DAMAGES` or its own.
     """
 
     name: ClassVar[str]
@@ -93,23 +109,19 @@ class Scene(ABC):
         Returns:
             The picture and a mask for each of its defects.
         """
-        surface, background, parts, masks = self.arrange(image_size, rng, defect)
+        layout = self.arrange(image_size, rng, defect)
+        masks = layout.masks
         if defect in damage.DAMAGES:
-            masks = [damage.apply(defect, surface, background, parts, rng)]
-        return Drawing(surface.photograph(rng), [surface.to_image_mask(mask) for mask in masks])
+            part = layout.parts[rng.integers(len(layout.parts))]
+            masks = [damage.apply(defect, layout.surface, layout.background, part, rng)]
+        return Drawing(layout.surface.photograph(rng), [layout.surface.to_image_mask(mask) for mask in masks])
 
     @abstractmethod
-    def arrange(
-        self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None
-    ) -> tuple[Surface, Surface, list[Mask], list[Mask]]:
+    def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
         """Lay the parts out.
 
         Args:
             image_size: Height and width, pixels.
             rng: Source of everything that varies.
             defect: Name of the defect; those of :data:`damage.DAMAGES` are added afterwards.
-
-        Returns:
-            The scene, the same scene without its parts, a mask per part that damage may hit, and a mask per defect
-            shown so far.
         """

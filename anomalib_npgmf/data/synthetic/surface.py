@@ -104,6 +104,21 @@ class Surface:
         twin.albedo, twin.height, twin.gloss = self.albedo.copy(), self.height.copy(), self.gloss.copy()
         return twin
 
+    def layers(self) -> tuple[Array, Array, Array]:
+        """Return albedo, height and gloss, not copied."""
+        return self.albedo, self.height, self.gloss
+
+    def to_scene(self, row: float, column: float) -> tuple[float, float]:
+        """Convert a point of the layers to scene units (x, y)."""
+        camera, scale = self._camera, self._pixels_per_unit
+        dx = (column + 0.5 - self._centre[0]) / scale - camera.shift[0]
+        dy = (row + 0.5 - self._centre[1]) / scale - camera.shift[1]
+        cos, sin = np.cos(camera.angle), np.sin(camera.angle)
+        return (
+            float(UNITS / 2 + (cos * dx + sin * dy) / camera.zoom),
+            float(UNITS / 2 + (cos * dy - sin * dx) / camera.zoom),
+        )
+
     def frame(self, x: float, y: float, angle: float = 0.0, reach: float = 2.0 * UNITS) -> Frame:
         """Coordinates of a part that lies at (x, y), turned by `angle`.
 
@@ -168,10 +183,6 @@ class Surface:
         """Reduce a mask of the surface to the image's size: a pixel is set where at least half of it is."""
         rows, columns = self.image_size
         return cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) >= 0.5
-
-    def area(self, square_units: float) -> float:
-        """Convert an area of the scene to pixels of the image, at zoom 1."""
-        return square_units * (self._pixels_per_unit / _SUPERSAMPLING) ** 2
 
     def photograph(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Light the scene and expose it; light, colour temperature, exposure, sharpness and noise vary freely.

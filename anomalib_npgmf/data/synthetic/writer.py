@@ -1,0 +1,182 @@
+"""Draw a category into a folder, in the layout of MVTec LOCO AD."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from .cable_pairs import CablePairs
+from .filled_vials import FilledVials
+from .loose_screws import LooseScrews
+from .sorting_tray import SortingTray
+from .tablet_dish import TabletDish
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .scene import Scene
+
+SCENES: dict[str, type[Scene]] = {
+    scene.name: scene for scene in (LooseScrews, TabletDish, CablePairs, SortingTray, FilledVials)
+}
+"""Category name to what draws it."""
+
+MIN_SIDE = 64
+"""Shortest side of an image, pixels: below it a scratch is thinner than a pixel."""
+
+_VERSION = 1
+"""Raise whenever the same arguments draw other images."""
+
+_RECORD = "drawing.json"
+
+
+@dataclass(frozen=True)
+class DrawingPlan:
+    """What to draw; two equal plans draw equal images.
+
+    Args:
+        category: Key of :data:`SCENES`.
+        image_size: Height and width, pixels.
+        num_train: Images in `train/good`.
+        num_validation: Images in `validation/good`.
+        num_test_good: Images in `test/good`.
+        num_test_logical: Images in `test/logical_anomalies`; the category's defects take turns.
+        num_test_structural: Images in `test/structural_anomalies`; likewise.
+        seed: Seed of everything that varies. Image k of a folder does not depend on how many there are.
+
+    Raises:
+        ValueError: If the category is unknown, the images are too small, a count is below one or the seed negative.
+
+    Example:
+        >>> DrawingPlan("loose_screws", (256, 256), 60, 20, 20, 20, 0, seed=0)
+        Traceback (most recent call last):
+        ValueError: num_test_structural is 0; draw at least 1 image.
+    """
+
+    category: str
+    image_size: tuple[int, int]
+    num_train: int
+    num_validation: int
+    num_test_good: int
+    num_test_logical: int
+    num_test_structural: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.category not in SCENES:
+            msg = f"Unknown category {self.category!r}; choose one of {', '.join(SCENES)}."
+            raise ValueError(msg)
+        if len(self.image_size) != 2 or min(self.image_size) < MIN_SIDE:
+            msg = f"image_size is {self.image_size}; give one side or (height, width), each at least {MIN_SIDE} pixels."
+            raise ValueError(msg)
+        for name, count in asdict(self).items():
+            if name.startswith("num_") and count < 1:
+                msg = f"{name} is {count}; draw at least 1 image."
+                raise ValueError(msg)
+        if self.seed < 0:
+            msg = f"seed is {self.seed}; give a number that is not negative."
+            raise ValueError(msg)
+
+    def folders(self) -> dict[str, tuple[int, str]]:
+        """Image folder to (number of images, type of anomaly or "good")."""
+        return {
+            "train/good": (self.num_train, "good"),
+            "validation/good": (self.num_validation, "good"),
+            "test/good": (self.num_test_good, "good"),
+            "test/logical_anomalies": (self.num_test_logical, "logical_anomalies"),
+            "test/structural_anomalies": (self.num_test_structural, "structural_anomalies"),
+        }
+
+
+def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
+    """Draw the category unless the folder holds it already.
+
+    The images are drawn into a temporary folder beside the final one and moved there at once, so an interrupted run
+    leaves nothing that looks finished and two processes may call this at the same time.
+
+    Args:
+        root: Folder of all categories.
+        plan: What to draw.
+
+    Returns:
+        The category's folder.
+
+    Raises:
+        ValueError: If the folder holds anything other than this plan's images.
+    """
+    target = root / plan.category
+    if target.exists():
+        _check(target, plan)
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{plan.category}-", dir=root))
+    try:
+        _draw(draft, plan)
+        draft.chmod(0o755)  # mkdtemp makes it private
+        draft.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        _check(target, plan)  # another process was faster
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _record(plan: DrawingPlan) -> dict[str, Any]:
+    return {"version": _VERSION, **asdict(plan), "image_size": list(plan.image_size)}
+
+
+def _check(target: Path, plan: DrawingPlan) -> None:
+    record = target / _RECORD
+    if not record.is_file():
+        msg = f"{target} exists but was not drawn by SyntheticLOCO; choose another root or remove that folder."
+        raise ValueError(msg)
+    there, here = json.loads(record.read_text(encoding="utf-8")), _record(plan)
+    other = [f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key) != here[key]]
+    if other:
+        msg = f"{target} was drawn with {', '.join(other)}; choose another root or remove that folder."
+        raise ValueError(msg)
+
+
+def _draw(folder: Path, plan: DrawingPlan) -> None:
+    scene = SCENES[plan.category]()
+    kinds = scene.defect_kinds()
+    config = []
+    for number, kind in enumerate(kinds):
+        threshold, relative = kind.saturation(plan.image_size)
+        config.append(
+            {
+                "defect_name": kind.name,
+                "pixel_value": 255 - number,
+                "saturation_threshold": threshold,
+                "relative_saturation": relative,
+            }
+        )
+    values = {entry["defect_name"]: entry["pixel_value"] for entry in config}
+    for stream, (name, (count, anomaly_type)) in enumerate(plan.folders().items()):
+        names = [kind.name for kind in kinds if kind.anomaly_type == anomaly_type]
+        for index in range(count):
+            defect = names[index % len(names)] if names else None
+            rng = np.random.default_rng([plan.seed, zlib.crc32(plan.category.encode()), stream, index])
+            drawing = scene.draw(plan.image_size, rng, defect)
+            _write(folder / name / f"{index:03d}.png", drawing.image[..., ::-1])
+            for k, mask in enumerate(drawing.masks):
+                truth = folder / "ground_truth" / anomaly_type / f"{index:03d}" / f"{k:03d}.png"
+                _write(truth, mask.astype(np.uint8) * np.uint8(values[str(defect)]))
+    (folder / "defects_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (folder / _RECORD).write_text(json.dumps(_record(plan), indent=2), encoding="utf-8")
+
+
+def _write(path: Path, image: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # cv2.imwrite only warns when the disk is full and cannot take every path that Python can.
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
