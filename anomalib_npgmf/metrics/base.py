@@ -1,0 +1,116 @@
+"""What the two LOCO metrics share: remembering which image a prediction belongs to, and naming the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from anomalib_npgmf.metrics.ground_truth import KINDS, LOGICAL, STRUCTURAL, kind_of
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["mean", "logical", "structural"]
+KIND_FOLDERS: dict[str, tuple[str, ...]] = {"mean": KINDS, "logical": (LOGICAL,), "structural": (STRUCTURAL,)}
+
+
+class LocoMetric(Metric):
+    """Base of metrics that need to know from its path what kind of test image a prediction belongs to.
+
+    Predictions are stored with the paths of their images, as bytes so that they synchronise between processes like any
+    tensor. An image that a distributed sampler repeats counts once.
+
+    Args:
+        kind: Which value to report: of the logical anomalies, the structural ones, or the mean of both.
+        **kwargs: Arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    predictions: list[Tensor] | Tensor
+    paths: list[Tensor] | Tensor
+
+    def __init__(self, kind: Kind = "mean", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if kind not in KIND_FOLDERS:
+            raise ValueError(f"Unknown kind {kind!r}; choose one of {', '.join(KIND_FOLDERS)}.")
+        self.kind = kind
+        self.add_state("predictions", default=[], dist_reduce_fx="cat")
+        self.add_state("paths", default=[], dist_reduce_fx="cat")
+
+    def append(self, predictions: Tensor, image_path: Sequence[str], device: torch.device) -> None:
+        """Store a batch of predictions with the paths of their images.
+
+        Args:
+            predictions: ``(B, ...)``.
+            image_path: B paths.
+            device: Where to keep the paths.
+        """
+        text = "".join(f"{path}\n" for path in image_path)
+        assert isinstance(self.predictions, list)
+        assert isinstance(self.paths, list)
+        self.predictions.append(predictions)
+        self.paths.append(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device))
+
+    def by_path(self) -> dict[Path, Tensor]:
+        """Stored predictions by image path, each path once.
+
+        Returns:
+            Views of the stored predictions, without the batch axis.
+        """
+        # after synchronisation between processes a list state is one tensor
+        batches = self.predictions if isinstance(self.predictions, list) else [self.predictions]
+        texts = self.paths if isinstance(self.paths, list) else [self.paths]
+        paths = "".join(bytes(text.cpu().numpy()).decode() for text in texts).splitlines()
+        return dict(zip(map(Path, paths), (item for batch in batches for item in batch), strict=True))
+
+    def result(self, values: dict[str, float]) -> Tensor | None:
+        """The value to report, or None where it is not defined.
+
+        Args:
+            values: Value per kind of anomaly that has images.
+
+        Returns:
+            Scalar float32 on the device of the metric, or None if a kind that it needs has no image; anomalib logs
+            nothing then.
+        """
+        needed = KIND_FOLDERS[self.kind]
+        if not all(folder in values for folder in needed):
+            return None
+        return torch.tensor(sum(values[folder] for folder in needed) / len(needed), device=self.device)
+
+
+def loco_kinds(image_path: Sequence[str], metric: str, requirement: str = "") -> list[str] | None:
+    """Kinds of a batch of images, or None, with one warning per folder, for data without the layout of LOCO.
+
+    Args:
+        image_path: Paths of the images.
+        metric: Name of the metric that asks, for the warning.
+        requirement: File that must lie in the folder of the category.
+
+    Returns:
+        One kind per image, or None.
+    """
+    kinds = []
+    for path in map(Path, image_path):
+        kind = kind_of(path)
+        if kind is None or (requirement and not (path.parents[2] / requirement).is_file()):
+            _warn_once(metric, str(path.parent.parent.parent))
+            return None
+        kinds.append(kind)
+    return kinds
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(metric: str, folder: str) -> None:
+    logger.warning("%s is skipped: %s has not the layout of MVTec LOCO AD with its ground truth.", metric, folder)

@@ -1,0 +1,285 @@
+"""AU-sPRO curves of a whole category, image by image: the maps are never all in memory.
+
+Two passes. The first looks at the defects and keeps the few pixels that can raise the sPRO; the second counts, a few
+images at a time, how many negative pixels lie above each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalib_npgmf.metrics.functional import (
+    Hits,
+    SproCurve,
+    _spro_update,
+    add_counts,
+    merge_hits,
+)
+from anomalib_npgmf.metrics.ground_truth import (
+    GOOD,
+    DefectType,
+    category_of,
+    image_size,
+    kind_of,
+    read_defects,
+    read_defects_config,
+)
+from anomalib_npgmf.metrics.scores import FloatArray
+
+T = TypeVar("T")
+LoadMap = Callable[[Path], FloatArray]
+
+
+class Progress(Protocol):
+    """Wraps an iterable of known length to show how far it got."""
+
+    def __call__(self, items: Iterable[T], text: str, total: int, /) -> Iterable[T]:
+        """Yield the items and show progress."""
+
+
+# Pixels sorted at a time: large enough to look all thresholds up rarely, small enough for 128 MB per worker.
+_CHUNK = 1 << 25
+# Every 16th pixel in both directions estimates where the negatives of interest begin.
+_STRIDE = 16
+_NAMED = 3  # how many names a warning gives
+
+UNDERSIZED = "Smaller than the saturation threshold, so the whole defect has to be found"
+ENTIRELY_DEFECTIVE = "Every pixel is marked as defective, so the image adds no false positives"
+CONSTANT = "Constant anomaly maps, which locate nothing"
+
+
+class CategoryCurves(NamedTuple):
+    """Curves of a category, and what they were computed on.
+
+    Attributes:
+        curves: Curve by ``"logical_anomalies"``, ``"structural_anomalies"`` or name of a defect type.
+        anomalous: The anomalous images behind each of them; the good images are behind all.
+    """
+
+    curves: dict[str, SproCurve]
+    anomalous: dict[str, list[Path]]
+
+
+@dataclass
+class _Annotated:
+    """What the first pass keeps of an image: hits, saturation areas and labels per defect, and its negatives."""
+
+    path: Path
+    size: tuple[int, int]
+    labels: list[tuple[str, str]] = field(default_factory=list)
+    hits: list[FloatArray] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+    undersized: list[str] = field(default_factory=list)
+    negatives: int = 0
+    marked: npt.NDArray[np.uint8] | None = None  # union of the defects, one bit per pixel
+    sample: FloatArray | None = None
+
+    def negatives_of(self, scores: FloatArray) -> FloatArray:
+        if self.marked is None:
+            return scores.ravel()
+        marked = np.unpackbits(self.marked, count=scores.size).view(np.bool_)
+        return scores.ravel()[~marked]
+
+    def holds(self, subset: str) -> bool:
+        return any(subset in labels for labels in self.labels)
+
+    def in_subset(self, subset: str) -> bool:
+        return not self.labels or self.holds(subset)
+
+
+@dataclass
+class _Subset:
+    """A choice of defects, the images they are compared on, and the running counts."""
+
+    name: str
+    hits: Hits
+    negatives: int
+    kept: int = 0
+
+    def __post_init__(self) -> None:
+        dtype = np.uint32 if self.negatives < 2**32 else np.uint64
+        self.above = np.zeros(len(self.hits.scores), dtype=dtype)
+        self.at_least = np.zeros(len(self.hits.scores), dtype=dtype)
+        self.lock = threading.Lock()
+
+    def count(self, negatives: FloatArray) -> None:
+        with self.lock:
+            self.kept += len(negatives)
+            add_counts(negatives, self.hits.scores, self.above, self.at_least)
+
+    def curve(self) -> SproCurve:
+        return SproCurve(self.hits.gains, self.above, self.at_least, self.negatives)
+
+
+def spro_curves(
+    images: Sequence[Path],
+    load_map: LoadMap,
+    limit: float = 1.0,
+    per_defect: bool = False,
+    progress: Progress | None = None,
+) -> CategoryCurves:
+    """Exact curves of mean sPRO over false positive rate, per kind of anomaly and optionally per defect type.
+
+    Each subset is compared on the good images and those that hold one of its defects. Its own defects count for the
+    sPRO; no defect of an image counts as false positive.
+
+    Memory: the hits (at most the sum of all saturation areas, 20 bytes each) and about 256 MB per worker thread, for
+    any number of images. Time: one sort of all negative pixels, or of about the highest ``limit`` of them.
+
+    Args:
+        images: Test images in the layout of MVTec LOCO AD.
+        load_map: Gives the ``(H, W)`` map of an image at its original size; called from several threads.
+        limit: Largest false positive rate of interest. The curves are only valid up to it.
+        per_defect: Add a curve per defect type.
+        progress: Wraps an iterable, given a description and a length, to show progress.
+
+    Returns:
+        The curves; kinds without an image are left out.
+
+    Raises:
+        FileNotFoundError: If a config or a ground truth is missing.
+        ValueError: If a ground truth is invalid or leaves no negative pixel.
+    """
+    show = progress or _silent
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
+    config = lru_cache(read_defects_config)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def annotate(path: Path) -> _Annotated:
+            return _annotate(path, load_map, config, sample=limit < 1)
+
+        annotated = list(show(pool.map(annotate, images), "ground truth", len(images)))
+        _warn_of([name for image in annotated for name in image.undersized], UNDERSIZED)
+        _warn_of([str(image.path) for image in annotated if not image.negatives], ENTIRELY_DEFECTIVE)
+        names = sorted({label[0] for image in annotated for label in image.labels})
+        if per_defect:
+            names += sorted({label[1] for image in annotated for label in image.labels} - set(names))
+        cut = _estimate_cut(annotated, names, limit)
+        while True:
+            subsets = [_make_subset(name, annotated, cut) for name in names]
+            _count_negatives(annotated, subsets, load_map, cut, pool, show)
+            # the estimate is proven by the count: every hit that was left out lies beyond the limit
+            if cut == -np.inf or all(subset.kept >= limit * subset.negatives for subset in subsets):
+                return CategoryCurves(
+                    {subset.name: subset.curve() for subset in subsets},
+                    {name: [image.path for image in annotated if image.holds(name)] for name in names},
+                )
+            cut = -np.inf
+
+
+def _annotate(
+    path: Path, load_map: LoadMap, config: Callable[[Path], dict[int, DefectType]], *, sample: bool
+) -> _Annotated:
+    size = image_size(path)
+    image = _Annotated(path, size, negatives=size[0] * size[1])
+    kind = kind_of(path)
+    if kind is None:
+        raise ValueError(f"{path} is no test image of MVTec LOCO AD: expected <category>/test/<kind>/<name>.")
+    if kind == GOOD and not sample:
+        return image
+    scores = load_map(path)
+    negative = np.ones(size, dtype=bool)
+    if kind != GOOD:
+        for defect in read_defects(path, config(category_of(path))):
+            image.hits.append(_spro_update(scores, defect.mask, defect.saturation_area))
+            image.areas.append(defect.saturation_area)
+            image.labels.append((kind, defect.name))
+            image.undersized += [f"{defect.path} ({defect.name})"] * defect.undersized
+            negative &= ~defect.mask
+        image.marked = np.packbits(~negative)
+        image.negatives = int(np.count_nonzero(negative))
+    if sample:
+        grid = (slice(None, None, _STRIDE), slice(None, None, _STRIDE))
+        image.sample = scores[grid][negative[grid]]
+    return image
+
+
+def _estimate_cut(images: Sequence[_Annotated], names: Sequence[str], limit: float) -> float:
+    """Score that clearly more than a share ``limit`` of the negatives of every subset probably exceeds."""
+    share = 1.25 * limit + 0.005
+    if share >= 1:
+        return -np.inf
+    cuts = []
+    for name in names:
+        pooled = np.concatenate(
+            [image.sample for image in images if image.in_subset(name) and image.sample is not None]
+        )
+        cuts.append(float(np.quantile(pooled, 1 - share)) if len(pooled) else -np.inf)
+    return min(cuts, default=-np.inf)
+
+
+def _make_subset(name: str, images: Sequence[_Annotated], cut: float) -> _Subset:
+    hits, areas = [], []
+    for image in images:
+        for labels, scores, area in zip(image.labels, image.hits, image.areas, strict=True):
+            if name in labels:
+                hits.append(scores[scores > cut])
+                areas.append(area)
+    negatives = sum(image.negatives for image in images if image.in_subset(name))
+    if not negatives:
+        raise ValueError(f"No pixel of the images for {name} is free of defects; false positives need good images.")
+    return _Subset(name, merge_hits(hits, areas), negatives)
+
+
+def _count_negatives(
+    images: Sequence[_Annotated],
+    subsets: Sequence[_Subset],
+    load_map: LoadMap,
+    cut: float,
+    pool: ThreadPoolExecutor,
+    show: Progress,
+) -> None:
+    def members(image: _Annotated) -> list[int]:
+        return [index for index, subset in enumerate(subsets) if image.in_subset(subset.name)]
+
+    chunks: list[tuple[list[int], list[_Annotated]]] = []
+    for group, together in groupby(sorted(images, key=members), key=members):
+        pixels = _CHUNK
+        for image in together:
+            if pixels + image.negatives > _CHUNK:
+                chunks.append((group, []))
+                pixels = 0
+            chunks[-1][1].append(image)
+            pixels += image.negatives
+    constant: list[str] = []
+
+    def count(chunk: tuple[list[int], list[_Annotated]]) -> None:
+        kept = []
+        for image in chunk[1]:
+            scores = load_map(image.path)
+            if scores.min() == scores.max():
+                constant.append(str(image.path))
+            negatives = image.negatives_of(scores)
+            kept.append(negatives[negatives > cut] if cut > -np.inf else negatives)
+        pooled = np.concatenate(kept)
+        del kept
+        pooled.sort()
+        for index in chunk[0]:
+            subsets[index].count(pooled)
+
+    for _ in show(pool.map(count, chunks), "false positives", len(chunks)):
+        pass
+    _warn_of(sorted(constant), CONSTANT)
+
+
+def _warn_of(names: Sequence[str], text: str) -> None:
+    """Warn once of everything that shares a flaw, naming the first few."""
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        warnings.warn(f"{text}: {', '.join(names[:_NAMED])}{more}.", stacklevel=2)
+
+
+def _silent(items: Iterable[T], _text: str, _total: int, /) -> Iterable[T]:
+    return items
