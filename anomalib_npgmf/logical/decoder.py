@@ -93,11 +93,14 @@ class Decoder(nn.Module):
                     fusion.out_channels, channels[position], level - target, config, rectify=rectified[position]
                 )
             )
-        head: list[nn.Module] = []
-        width = max(channels[0], 32)
-        for i in range(self.levels[0]):
-            head += [nn.ConvTranspose2d(channels[0] if i == 0 else width, width, 2, stride=2), nn.ReLU(inplace=True)]
-        self.head = nn.Sequential(*head, nn.Conv2d(width, 3, 3, padding=1))
+        # Sub-pixel convolution: all convolutions run at the finest level, a fraction of the cost of the image's size.
+        width, scale = max(channels[0], 32), 2 ** self.levels[0]
+        self.head = nn.Sequential(
+            nn.Conv2d(channels[0], width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 3 * scale**2, 3, padding=1),
+            nn.PixelShuffle(scale),
+        )
 
     def forward(
         self, embedding: Tensor, prior: Tensor | None, codes: Mapping[int, Tensor]
