@@ -21,6 +21,7 @@ from tqdm import tqdm
 from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 from anomalib_npgmf.merging import MapStatistics, gather_list
+from anomalib_npgmf.metrics import loco_metrics
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
@@ -148,13 +149,14 @@ class Npgmf(AnomalibModule):
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """anomalib's default metrics and, on data in MVTec LOCO AD's layout, AU-sPRO and AUROC per anomaly type."""
+        """Anomalib's default metrics and, on data in MVTec LOCO AD's layout, AU-sPRO and AUROC per anomaly type."""
         return Evaluator(
             test_metrics=[
                 AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
                 F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
                 AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
                 F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+                *loco_metrics(),
             ]
         )
 
@@ -291,7 +293,9 @@ class Npgmf(AnomalibModule):
         if self._calibration_data is None:
             loaders = self.trainer.val_dataloaders
             if loaders is None or not loaders.dataset.has_normal:
-                msg = "There are no normal validation images to calibrate on; pass a data module or a validation loader."
+                msg = (
+                    "There are no normal validation images to calibrate on; pass a data module or a validation loader."
+                )
                 raise ValueError(msg)
             self._calibration_data = normal_images(loaders.dataset)
         training = self.model.training
