@@ -294,7 +294,7 @@ class Npgmf(AnomalibModule):
             loaders = self.trainer.val_dataloaders
             if loaders is None or not loaders.dataset.has_normal:
                 msg = (
-                    "There are no normal validation images to calibrate on; pass a data module or a validation loader."
+                    "There are no normal validation images to calibrate on; pass a data module or a loader of them."
                 )
                 raise ValueError(msg)
             self._calibration_data = normal_images(loaders.dataset)
@@ -377,8 +377,8 @@ class Npgmf(AnomalibModule):
 class DefaultEpochs(int):
     """Number of epochs for the engine to use where the user gave none.
 
-    anomalib's engine overrides the user's trainer arguments with the model's wherever the two differ; this number differs
-    from nothing but a missing value.
+    anomalib's engine overrides the user's trainer arguments with the model's wherever the two differ; this number
+    differs from nothing but a missing value.
 
     Example:
         >>> 7 != DefaultEpochs(50), None != DefaultEpochs(50)
