@@ -5,6 +5,7 @@ anomalib's ``TimmFeatureExtractor`` is not used here because it cannot read weig
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -103,7 +104,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         try:
-            info = timm.create_model(name, pretrained=False, features_only=True).feature_info
+            info: Any = timm.create_model(name, pretrained=False, features_only=True).feature_info
         except Exception as error:
             msg = f"timm has no network {name!r} with feature levels ({error}); see timm.list_models()."
             raise ValueError(msg) from error
@@ -154,14 +155,14 @@ class Backbone(nn.Module):
             return
         if weights is not None:
             state = read_state_dict(weights)
-            whole = timm.create_model(self.name, pretrained=False)
+            whole: Any = timm.create_model(self.name, pretrained=False)
             heads = whole.pretrained_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
             needed = {n: v for n, v in whole.state_dict().items() if not n.startswith(tuple(f"{h}." for h in heads))}
             optional = {n for n in needed if n.endswith("num_batches_tracked")}
             expected = {n: v for n, v in needed.items() if n not in optional}
             check_state_dict(state, expected, str(weights), self.name)
-            source = {"pretrained_cfg_overlay": {"state_dict": state}}
+            source: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}}
         else:
             source = {}
         try:

@@ -27,9 +27,9 @@ def plain(dataset: Any, size: tuple[int, int]) -> Any:
 def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
     """Set aside the calibration images of a data module.
 
-    A validation set in a folder of its own (MVTec LOCO AD) or split from the training images serves as it is. Otherwise,
-    and also where anomalib takes the validation set from the test set, a seeded tenth of the training images is taken out
-    of ``datamodule.train_data``; `restore_training_data` puts it back.
+    A validation set in a folder of its own (MVTec LOCO AD) or split from the training images serves as it is.
+    Otherwise, and also where anomalib takes the validation set from the test set, a seeded tenth of the training images
+    is taken out of ``datamodule.train_data``; `restore_training_data` puts it back.
 
     Args:
         datamodule: A data module that has been set up.
@@ -47,8 +47,8 @@ def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
     train = normal_images(datamodule.train_data)
     if len(train) < 2:
         msg = (
-            f"There are no normal validation images and only {len(train)} training image(s) to set some aside from; add "
-            "normal images to the validation folder or to the training set."
+            f"There are no normal validation images and only {len(train)} training image(s) to set some aside from; "
+            "add normal images to the validation folder or to the training set."
         )
         raise ValueError(msg)
     count = max(1, round(HOLD_OUT * len(train)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch, Folder
+from anomalib.data import Folder, ImageBatch
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -244,7 +244,7 @@ class Npgmf(AnomalibModule):
 
     # ---------------------------------------------------------------- training
 
-    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
         """Losses of the logical branch (eq. 6)."""
         del batch_idx
         losses: dict[str, Tensor] = self.model(batch.image)
@@ -261,7 +261,7 @@ class Npgmf(AnomalibModule):
             self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=size)
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
         """Predictions for metrics on the validation set; only made when something looks at them."""
         del batch_idx
         wanted = isinstance(self.evaluator, Evaluator) and len(self.evaluator.val_metrics) > 0
@@ -293,9 +293,7 @@ class Npgmf(AnomalibModule):
         if self._calibration_data is None:
             loaders = self.trainer.val_dataloaders
             if loaders is None or not loaders.dataset.has_normal:
-                msg = (
-                    "There are no normal validation images to calibrate on; pass a data module or a loader of them."
-                )
+                msg = "There are no normal validation images to calibrate on; pass a data module or a loader of them."
                 raise ValueError(msg)
             self._calibration_data = normal_images(loaders.dataset)
         training = self.model.training
@@ -319,7 +317,7 @@ class Npgmf(AnomalibModule):
             self.post_processor.calibrate(torch.tensor(gather_list(scores)))
         self.model.train(training)
 
-    def _maps_with_memory(self, batch: Batch) -> dict[str, Tensor]:
+    def _maps_with_memory(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Branch maps of a batch; the nearest-neighbour search runs once per image and fit, for the bank is fixed."""
         paths = [str(path) for path in batch.image_path]
         known: Tensor | None = None
@@ -356,17 +354,17 @@ class Npgmf(AnomalibModule):
 
     # ---------------------------------------------------------------- inference
 
-    def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def test_step(self, batch: ImageBatch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Scores and merged maps of a batch; the branch maps stay in ``self.branch_maps`` for the visualizer."""
         del batch_idx, args, kwargs
         return self._predict(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """As `test_step`."""
         del batch_idx, dataloader_idx
         return self._predict(batch)
 
-    def _predict(self, batch: Batch) -> STEP_OUTPUT:
+    def _predict(self, batch: ImageBatch) -> STEP_OUTPUT:
         if not self.model.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)

@@ -113,7 +113,7 @@ class MapMerger(nn.Module):
         self.weights = {"logical": logical_weight, "structural": structural_weight}
         self.register_buffer("mean", torch.zeros(len(BRANCHES)))
         self.register_buffer("std", torch.ones(len(BRANCHES)))
-        self.register_buffer("calibrated", torch.tensor(False))  # noqa: FBT003
+        self.register_buffer("calibrated", torch.tensor(False))
         self.blur = GaussianBlur2d(sigma=SMOOTHING_SIGMA * min(size) / 256)
 
     def calibrate(self, statistics: dict[str, tuple[float, float]]) -> None:
@@ -131,7 +131,7 @@ class MapMerger(nn.Module):
                 raise ValueError(msg)
             index = BRANCHES.index(branch)
             self.mean[index], self.std[index] = mean, std
-        self.calibrated.fill_(True)  # noqa: FBT003
+        self.calibrated.fill_(True)
 
     def resize(self, branch_map: Tensor) -> Tensor:
         """Bring a branch map [B, 1, h, w] to ``size`` (bilinear)."""

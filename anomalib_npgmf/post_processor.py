@@ -12,11 +12,12 @@ THRESHOLD_DEVIATIONS = 3.0
 class CalibratedPostProcessor(PostProcessor):
     """anomalib's post-processor with a threshold that saw no anomaly and a strictly increasing normalisation.
 
-    anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and clamps
-    scores to [0, 1], which makes strong anomalies tie. Here one threshold, the mean plus three standard deviations of the
-    image scores of the calibration images, serves image and pixels alike, so that an image is anomalous exactly when one of
-    its pixels is. Scores s become ``1/2 (1 + x / (1 + |x|))`` with ``x = (s - threshold) / (threshold - mean)``, which
-    lies in (0, 1), is 1/2 at the threshold and 1/4 at the mean of the normal images' scores.
+    anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
+    clamps scores to [0, 1], which makes strong anomalies tie. Here one threshold, the mean plus three standard
+    deviations of the image scores of the calibration images, serves image and pixels alike, so that an image is
+    anomalous exactly when one of its pixels is. Scores s become ``1/2 (1 + x / (1 + |x|))`` with
+    ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1), is 1/2 at the threshold and 1/4 at the mean of
+    the normal images' scores.
 
     Args:
         **kwargs: See `anomalib.post_processing.PostProcessor`.
@@ -57,9 +58,7 @@ class CalibratedPostProcessor(PostProcessor):
         """Leave the validation set alone: it may hold test images."""
 
     @staticmethod
-    def _normalize(
-        preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor
-    ) -> Tensor | None:
+    def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:
         """Map scores into (0, 1), strictly increasing; see the class."""
         if preds is None:
             return None

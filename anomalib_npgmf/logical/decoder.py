@@ -39,7 +39,8 @@ def decoding_block(
 class Decoder(nn.Module):
     """Fusion and decoding blocks from the one-class embedding up to the finest level, then an image head.
 
-    ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest level.
+    ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest
+    level.
 
     Args:
         levels: Levels of the encoder, ascending.

@@ -21,8 +21,8 @@ def check_windows(height: int, width: int, window: int, what: str) -> None:
     for side in (height, width):
         if side > window and side % window:
             msg = (
-                f"{what} is {height} x {width}, which windows of {window} x {window} cannot tile; choose a logical image "
-                "size whose sides are 128, 256 or 512."
+                f"{what} is {height} x {width}, which windows of {window} x {window} cannot tile; choose a logical "
+                "image size whose sides are 128, 256 or 512."
             )
             raise ValueError(msg)
 
@@ -55,7 +55,9 @@ class WindowAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         tokens = self.rows * self.columns
         # Uformer adds its modulator only to windows of full size.
-        self.modulator = nn.Parameter(torch.zeros(tokens, dim)) if modulator and self.window == (window, window) else None
+        self.modulator = (
+            nn.Parameter(torch.zeros(tokens, dim)) if modulator and self.window == (window, window) else None
+        )
         self.bias = nn.Parameter(torch.zeros((2 * self.rows - 1) * (2 * self.columns - 1), heads))
         nn.init.trunc_normal_(self.bias, std=0.02)
         if self.modulator is not None:

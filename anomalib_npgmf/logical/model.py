@@ -73,8 +73,8 @@ class LogicalBranch(nn.Module):
         unit = 4 << levels[-1]  # the embedding halves the deepest map twice
         if image_size[0] % unit or image_size[1] % unit:
             msg = (
-                f"The logical branch takes images whose sides are multiples of {unit} (four times the stride of the deepest "
-                f"level), not {image_size[0]} x {image_size[1]}; 128, 256 and 512 work."
+                f"The logical branch takes images whose sides are multiples of {unit} (four times the stride of the "
+                f"deepest level), not {image_size[0]} x {image_size[1]}; 128, 256 and 512 work."
             )
             raise ValueError(msg)
         self.config = config
@@ -139,7 +139,8 @@ class LogicalBranch(nn.Module):
         """
         codes: dict[int, Tensor] = {}
         loss = features[0].new_zeros(())
-        restart = self.training and self.config.codebook_restart and self._steps % RESTART_INTERVAL == RESTART_INTERVAL - 1
+        due = self._steps % RESTART_INTERVAL == RESTART_INTERVAL - 1
+        restart = self.training and self.config.codebook_restart and due
         for level, z in self.pre_codes(features).items():
             codes[level], level_loss = self._codebook(level)(z)
             loss = loss + level_loss

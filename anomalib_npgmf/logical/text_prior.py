@@ -28,8 +28,8 @@ def encode_caption(caption: str, model_name: str = "ViT-B-32", weights: str | Pa
     Args:
         caption: The text.
         model_name: Name of the CLIP architecture in open_clip.
-        weights: A local ``.pth``, ``.pt`` or ``.safetensors`` file of the whole CLIP or of its text tower; ``None`` takes
-            OpenAI's published weights from open_clip's hub or cache; ``"random"`` leaves the tower untrained.
+        weights: A local ``.pth``, ``.pt`` or ``.safetensors`` file of the whole CLIP or of its text tower; ``None``
+            takes OpenAI's published weights from open_clip's hub or cache; ``"random"`` leaves the tower untrained.
 
     Returns:
         The embedding of unit length, [d].
