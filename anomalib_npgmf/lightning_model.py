@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Folder, ImageBatch
+from anomalib.data import Batch, Folder, ImageBatch
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -256,12 +256,12 @@ class Npgmf(AnomalibModule):
                 )
                 raise RuntimeError(msg)
         names = {name: "train_loss" if name == "loss" else f"train_{name}_loss" for name in losses}
-        size = len(batch.image)
+        size = batch.batch_size
         for name, value in losses.items():
             self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=size)
         return losses["loss"]
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> Any:
         """Predictions for metrics on the validation set; only made when something looks at them."""
         del batch_idx
         wanted = isinstance(self.evaluator, Evaluator) and len(self.evaluator.val_metrics) > 0
@@ -313,12 +313,16 @@ class Npgmf(AnomalibModule):
             scores: list[float] = []
             for maps in kept:
                 on_device = {branch: raw.to(self.device) for branch, raw in maps.items()}
-                scores += self.model.merge(on_device).pred_score.tolist()
+                score = self.model.merge(on_device).pred_score
+                assert score is not None
+                scores += score.tolist()
             self.post_processor.calibrate(torch.tensor(gather_list(scores)))
         self.model.train(training)
 
     def _maps_with_memory(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Branch maps of a batch; the nearest-neighbour search runs once per image and fit, for the bank is fixed."""
+        assert batch.image is not None
+        assert batch.image_path is not None
         paths = [str(path) for path in batch.image_path]
         known: Tensor | None = None
         if self.model.structural is not None and all(path in self._structural_maps for path in paths):
@@ -354,17 +358,17 @@ class Npgmf(AnomalibModule):
 
     # ---------------------------------------------------------------- inference
 
-    def test_step(self, batch: ImageBatch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Scores and merged maps of a batch; the branch maps stay in ``self.branch_maps`` for the visualizer."""
         del batch_idx, args, kwargs
         return self._predict(batch)
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+    def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """As `test_step`."""
         del batch_idx, dataloader_idx
         return self._predict(batch)
 
-    def _predict(self, batch: ImageBatch) -> STEP_OUTPUT:
+    def _predict(self, batch: Any) -> STEP_OUTPUT:
         if not self.model.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)
