@@ -71,7 +71,7 @@ class Npgmf(AnomalibModule):
 
     Example:
         >>> model = Npgmf(preset="small", logical_image_size=128)
-        >>> model.input_size
+        >>> tuple(model.input_size)
         (128, 128)
     """
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """Group normalisation (up to 32 groups) or batch normalisation.
+    """Group normalisation (up to 32 groups, each of four channels or more) or batch normalisation.
 
     Args:
         kind: ``"gn"`` or ``"bn"``.
@@ -14,9 +14,15 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 
     Example:
         >>> make_norm("gn", 48).num_groups
-        16
+        8
     """
-    return nn.BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(gcd(32, channels), channels)
+    if kind == "bn":
+        return nn.BatchNorm2d(channels)
+    # The one-class embedding's map may be 1 x 1: a group of one channel would hold one value and normalise to zero.
+    groups = gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
 
 
 class Bottleneck(nn.Module):
