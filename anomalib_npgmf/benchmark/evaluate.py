@@ -1,0 +1,155 @@
+"""Collect the anomaly maps of one test pass, each branch's included, and compute every metric from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomalib_npgmf.lightning_model import Npgmf
+from anomalib_npgmf.metrics.category import spro_curves
+from anomalib_npgmf.metrics.evaluate import LIMITS
+from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
+from anomalib_npgmf.metrics.loco import auroc_by_label
+from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
+
+MERGED = "merged"
+CURVE_POINTS = 100
+
+
+class Prediction(NamedTuple):
+    """What a model, or one of its branches, says of an image.
+
+    Attributes:
+        score: Image score.
+        anomaly_map: ``(H, W)`` scores; None for a model without maps.
+    """
+
+    score: float
+    anomaly_map: FloatArray | None
+
+
+class TestPass(Callback):
+    """Keep all predictions of a test pass.
+
+    The model must have no post-processor: anomalib's clamps scores, and ties cost ranking.
+
+    Attributes:
+        predictions: By ``"merged"``, the model's own output, and for an `Npgmf` with both branches by ``"logical"`` and
+            ``"structural"``, what the same model would say with that branch alone; then by path of the image.
+        labels: Whether the image is anomalous, by path.
+        masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
+    """
+
+    __test__ = False  # for pytest, this is no class of tests
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, dict[Path, Prediction]] = {}
+        self.labels: dict[Path, bool] = {}
+        self.masks: dict[Path, Any] = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the predictions of a batch."""
+        del trainer, batch, batch_idx, dataloader_idx
+        paths = [Path(path) for path in outputs.image_path]
+        self.labels.update(zip(paths, map(bool, outputs.gt_label.tolist()), strict=True))
+        if outputs.gt_mask is not None:
+            masks = outputs.gt_mask.cpu().numpy().reshape(len(paths), *outputs.gt_mask.shape[-2:]) > 0
+            self.masks.update(zip(paths, masks, strict=True))
+        self._keep(MERGED, paths, outputs.pred_score, outputs.anomaly_map)
+        if isinstance(pl_module, Npgmf) and pl_module.branch_maps is not None and len(pl_module.branch_maps.maps) > 1:
+            for branch, raw in pl_module.branch_maps.maps.items():
+                alone = pl_module.model.merge({branch: raw})
+                self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
+
+    def _keep(self, name: str, paths: list[Path], scores: Tensor, maps: Tensor | None) -> None:
+        kept = self.predictions.setdefault(name, {})
+        for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
+            anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))
+            kept[path] = Prediction(score, anomaly_map)
+
+
+def evaluate(
+    predictions: Mapping[Path, Prediction], labels: Mapping[Path, bool], masks: Mapping[Path, Any]
+) -> dict[str, Any]:
+    """Every metric of one set of predictions.
+
+    Args:
+        predictions: By path of the image.
+        labels: Whether the image is anomalous, by path.
+        masks: ``(H, W)`` ground truth at the size of the maps, by path.
+
+    Returns:
+        ``image_auroc`` and ``pixel_auroc`` over all images. For data in MVTec LOCO AD's layout also, against the good
+        images: ``loco_auroc`` with ``logical``, ``structural`` and their ``mean``; ``loco_auroc_per_defect``; ``spro``
+        by limit, then as ``loco_auroc``; ``spro_per_defect`` by defect type, then by limit; and ``spro_curve``, points
+        (false positive rates, mean sPRO values) by kind. A value that is not defined is left out.
+
+    Example:
+        >>> scores = {Path(name): Prediction(score, None) for name, score in {"a": 0.1, "b": 0.9}.items()}
+        >>> evaluate(scores, {Path("a"): False, Path("b"): True}, {})
+        {'image_auroc': 1.0}
+    """
+    found: dict[str, Any] = {}
+    if len(set(labels.values())) == 2:
+        found["image_auroc"] = float(
+            roc_auc_score([labels[path] for path in predictions], [p.score for p in predictions.values()])
+        )
+    maps = {path: p.anomaly_map for path, p in predictions.items() if p.anomaly_map is not None}
+    # a defect smaller than a pixel of the map may have vanished
+    if maps and set(maps) <= set(masks) and any(masks[path].any() for path in maps):
+        marked = np.concatenate([masks[path].ravel() for path in maps])
+        found["pixel_auroc"] = float(roc_auc_score(marked, np.concatenate([m.ravel() for m in maps.values()])))
+    if all(kind_of(path) for path in predictions):
+        found |= _evaluate_loco(predictions, maps)
+    return found
+
+
+def _evaluate_loco(predictions: Mapping[Path, Prediction], maps: Mapping[Path, FloatArray]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    by_label: dict[str, list[float]] = {}
+    for path, prediction in predictions.items():
+        by_label.setdefault(str(kind_of(path)), []).append(prediction.score)
+    found["loco_auroc"] = _with_mean(auroc_by_label(by_label, [label for label in by_label if label != GOOD]))
+    if not maps or not all((category_of(path) / CONFIG_NAME).is_file() for path in maps):
+        return found
+
+    def load(path: Path) -> FloatArray:
+        return resize_map(maps[path], image_size(path))
+
+    curves, anomalous = spro_curves(list(maps), load, max(LIMITS), per_defect=True)
+    kinds = [name for name in curves if name in by_label]
+    defects = [name for name in curves if name not in by_label]
+    by_defect = {GOOD: by_label.get(GOOD, [])}
+    by_defect |= {name: [predictions[path].score for path in anomalous[name]] for name in defects}
+    found["loco_auroc_per_defect"] = auroc_by_label(by_defect, defects)
+    found["spro"] = {str(limit): _with_mean({kind: curves[kind].area(limit) for kind in kinds}) for limit in LIMITS}
+    found["spro_per_defect"] = {name: {str(limit): curves[name].area(limit) for limit in LIMITS} for name in defects}
+    found["spro_curve"] = {
+        _short(kind): [[round(float(value), 6) for value in axis] for axis in curves[kind].points(CURVE_POINTS)]
+        for kind in kinds
+    }
+    return found
+
+
+def _short(kind: str) -> str:
+    return kind.removesuffix("_anomalies")
+
+
+def _with_mean(values: Mapping[str, float]) -> dict[str, float]:
+    """Values by short name of the kind and, where both are there, their mean."""
+    short = {_short(kind): value for kind, value in values.items()}
+    return short | ({"mean": sum(short.values()) / 2} if len(short) == 2 else {})
