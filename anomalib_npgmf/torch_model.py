@@ -11,38 +11,8 @@ from anomalib_npgmf.backbone import Backbone
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.presets import ModelConfig
+from anomalib_npgmf.resize import AntialiasedResize
 from anomalib_npgmf.structural.model import StructuralBranch
-
-
-class AntialiasedResize(nn.Module):
-    """Antialiased bilinear resizing between two fixed sizes, as two matrix products.
-
-    The same function as torchvision's ``Resize(antialias=True)``, in operators that every exporter has.
-
-    Args:
-        source: Height and width of the input.
-        target: Height and width of the output.
-
-    Example:
-        >>> AntialiasedResize((64, 64), (32, 32))(torch.ones(1, 3, 64, 64)).shape
-        torch.Size([1, 3, 32, 32])
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
-        super().__init__()
-        for name, before, after in (("rows", source[0], target[0]), ("columns", source[1], target[1])):
-            # Resizing is linear and separable: resizing the identity along one side gives its matrix.
-            matrix = F.interpolate(
-                torch.eye(before)[None, None], size=(after, before), mode="bilinear", antialias=True
-            )[0, 0]
-            self.register_buffer(name, matrix, persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[B, C, *source] to [B, C, *target]."""
-        return self.rows @ image @ self.columns.T
 
 
 class BranchMaps(NamedTuple):
@@ -113,7 +83,7 @@ class NpgmfModel(nn.Module):
         self.merger = MapMerger(config.logical_image_size, config.logical_weight, config.structural_weight)
 
     def _resize_to(self, size: tuple[int, int]) -> nn.Module:
-        return nn.Identity() if size == self.config.image_size else AntialiasedResize(self.config.image_size, size)
+        return nn.Identity() if size == self.config.image_size else AntialiasedResize(size)
 
     def load_weights(self) -> None:
         """Load the backbones' weights as the configuration says; see `Backbone.load_weights`."""

@@ -1,0 +1,86 @@
+"""Antialiased resizing in operators that every exporter has, for any size of image."""
+
+import torch
+from anomalib.pre_processing.utils.transform import get_exportable_transform
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
+
+
+def resize_matrix(before: Tensor, after: int) -> Tensor:
+    """Weights of antialiased bilinear resizing along one side.
+
+    Output i averages the inputs j with a triangle around the same place of the image, whose half width is one pixel of the
+    coarser grid. Written in whole numbers, which float32 holds exactly for every image of up to 8,000 pixels, so that all
+    runtimes agree on the weights: ``w_ij ~ max(0, 1 - |(2j + 1) a - (2i + 1) b| / (2 max(a, b)))`` with b pixels before and
+    a after.
+
+    Args:
+        before: Pixel numbers 0, 1, ..., b - 1 as float32, [b]; b may be symbolic.
+        after: Number of pixels a.
+
+    Returns:
+        Matrix [a, b] whose rows sum to one; the identity where a equals b.
+
+    Example:
+        >>> resize_matrix(torch.arange(4.0), 2)
+        tensor([[0.4286, 0.4286, 0.1429, 0.0000],
+                [0.0000, 0.1429, 0.4286, 0.4286]])
+    """
+    count = before[-1:] + 1
+    target = torch.arange(after, dtype=before.dtype, device=before.device)[:, None]
+    offset = ((2 * before + 1) * after - (2 * target + 1) * count).abs()
+    weights = (1 - offset / (2 * count.clamp(min=after))).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class AntialiasedResize(nn.Module):
+    """The function of torchvision's ``Resize(size, antialias=True)``, as two matrix products.
+
+    anomalib takes the antialiasing out of what it exports, which changes scores; this resize stays in the graph.
+
+    Args:
+        size: Height and width of the output.
+
+    Example:
+        >>> AntialiasedResize((32, 32))(torch.ones(1, 3, 64, 48)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C, *size]."""
+        sides = image.shape[-2:]
+        # A symbolic side is not compared: the comparison would bind the exported graph to its outcome.
+        if all(isinstance(side, int) for side in sides) and sides == self.size:
+            return image
+        rows, columns = (
+            resize_matrix(torch.arange(side, dtype=torch.float32, device=image.device), after).to(image.dtype)
+            for side, after in zip(sides, self.size, strict=True)
+        )
+        return rows @ image @ columns.T
+
+
+def exportable(transform: Transform | None) -> nn.Module | None:
+    """A pre-processing transform in operators that exporters have, antialiasing included.
+
+    Args:
+        transform: Deterministic torchvision transform.
+
+    Returns:
+        anomalib's exportable version of it, in which antialiased resizes to a fixed size stay antialiased.
+
+    Example:
+        >>> exportable(Compose([Resize((32, 32), antialias=True)]))(torch.ones(1, 3, 50, 50)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    if isinstance(transform, Compose):
+        return Compose([exportable(part) for part in transform.transforms])
+    if isinstance(transform, Resize) and transform.antialias:
+        bilinear = transform.interpolation == InterpolationMode.BILINEAR
+        if bilinear and transform.size is not None and len(transform.size) == 2:
+            return AntialiasedResize((int(transform.size[0]), int(transform.size[1])))
+    result: nn.Module | None = get_exportable_transform(transform)
+    return result
