@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomalib_npgmf.metrics.ground_truth import KINDS, LOGICAL, STRUCTURAL, kind_of
+from anomalib_npgmf.metrics.ground_truth import KINDS, LOGICAL, STRUCTURAL, category_of, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,27 +90,26 @@ class LocoMetric(Metric):
         return torch.tensor(sum(values[folder] for folder in needed) / len(needed), device=self.device)
 
 
-def loco_kinds(image_path: Sequence[str], metric: str, requirement: str = "") -> list[str] | None:
-    """Kinds of a batch of images, or None, with one warning per folder, for data without the layout of LOCO.
+def has_loco_layout(image_path: Sequence[str], requirement: str = "") -> bool:
+    """Whether all images are test images of MVTec LOCO AD; warns once per folder that is not.
 
     Args:
         image_path: Paths of the images.
-        metric: Name of the metric that asks, for the warning.
-        requirement: File that must lie in the folder of the category.
+        requirement: File that must lie in the folder of the category as well.
 
     Returns:
-        One kind per image, or None.
+        False for data on which the metrics of LOCO are not defined.
     """
-    kinds = []
     for path in map(Path, image_path):
-        kind = kind_of(path)
-        if kind is None or (requirement and not (path.parents[2] / requirement).is_file()):
-            _warn_once(metric, str(path.parent.parent.parent))
-            return None
-        kinds.append(kind)
-    return kinds
+        if kind_of(path) is None:
+            _warn_once("SPRO and LocoAUROC report nothing: %s has not the layout of MVTec LOCO AD.", path.parents[1])
+            return False
+        if requirement and not (category_of(path) / requirement).is_file():
+            _warn_once(f"SPRO reports nothing: %s has no {requirement}.", category_of(path))
+            return False
+    return True
 
 
 @lru_cache(maxsize=1024)
-def _warn_once(metric: str, folder: str) -> None:
-    logger.warning("%s is skipped: %s has not the layout of MVTec LOCO AD with its ground truth.", metric, folder)
+def _warn_once(message: str, folder: Path) -> None:
+    logger.warning(message, folder)

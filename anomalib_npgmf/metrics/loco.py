@@ -10,7 +10,7 @@ from anomalib.metrics import AnomalibMetric
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.metrics.base import Kind, LocoMetric, loco_kinds
+from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.ground_truth import GOOD, KINDS, kind_of
 from anomalib_npgmf.metrics.spro import SPRO
 
@@ -51,7 +51,7 @@ class _LocoAUROC(LocoMetric):
         Raises:
             ValueError: If there are not as many scores as paths, or a score is NaN or infinite.
         """
-        if loco_kinds(image_path, "LocoAUROC") is None:
+        if not has_loco_layout(image_path):
             return
         scores = pred_score.detach().reshape(-1)
         if len(scores) != len(image_path):

@@ -13,7 +13,7 @@ import torch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
 
-from anomalib_npgmf.metrics.base import Kind, LocoMetric, loco_kinds
+from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.functional import check_limit
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, image_size
@@ -46,7 +46,7 @@ class _SPRO(LocoMetric):
         Raises:
             ValueError: If the shape is another, or a score is NaN or infinite.
         """
-        if loco_kinds(image_path, "SPRO", CONFIG_NAME) is None:
+        if not has_loco_layout(image_path, CONFIG_NAME):
             return
         maps = anomaly_map.detach()
         maps = maps.squeeze(1) if maps.ndim == 4 else maps
