@@ -54,10 +54,10 @@ def autoload() -> None:
     ``ANOMALIB_NPGMF_AUTOLOAD`` is ``0``. Never raises: what goes wrong is logged as one warning.
 
     Example:
-        In a process that has only imported torch:
-
-        >>> from anomalib.models import get_model  # doctest: +SKIP
-        >>> model = get_model("npgmf")  # doctest: +SKIP
+        >>> autoload()
+        >>> import anomalib.models
+        >>> anomalib.models.Npgmf.__name__
+        'Npgmf'
     """
     try:
         if os.environ.get("ANOMALIB_NPGMF_AUTOLOAD") == "0" or _Finder in sys.meta_path:
