@@ -8,7 +8,7 @@ import numpy as np
 
 from . import parts
 from .scene import DefectKind, Layout, Scene
-from .shapes import bevel, box
+from .shapes import bevel, box, disc
 from .surface import Camera, Frame, Surface
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class FilledVials(Scene):
         DefectKind("overfilled", "logical_anomalies"),
     )
     damages: ClassVar[tuple[str, ...]] = ("scratch", "cracked_glass", "stain", "fibre", "crumb")
+    damage_size: ClassVar[float] = 0.55
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
         """Stand the vials up; see :meth:`Scene.arrange`."""
@@ -48,8 +49,9 @@ class FilledVials(Scene):
         drawn: list[Mask] = []
         masks: list[Mask] = []
         for index, x in enumerate(_COLUMNS):
-            frame = surface.frame(x + rng.uniform(-4, 4), 130 + rng.uniform(-3, 3), rng.uniform(-0.02, 0.02), 130)
+            frame = surface.frame(x + rng.uniform(-4, 4), 130 + rng.uniform(-3, 3), rng.uniform(-0.02, 0.02), (30, 110))
             drawn.append(_vial(surface, frame, float(levels[index]), colour))
+            _droplets(surface, frame, rng)
             if change and index == odd:
                 masks = [_between(surface, frame, level, level + change)]
             if defect == "cracked_glass" and index == odd:
@@ -69,7 +71,7 @@ def _vial(surface: Surface, frame: Frame, level: float, colour: Array) -> Mask:
     round_body = np.sqrt(np.maximum(1 - (x / (_HALF_WIDTH + 1)) ** 2, 0))
     behind = surface.albedo[frame.window].copy()
     # Glass is seen edge-on near its sides: thicker, hence darker.
-    clear = behind * (0.62 + 0.34 * round_body[..., None]) * np.float32([0.95, 1.0, 0.98])
+    clear = behind * (0.62 + 0.34 * round_body[..., None]) * np.array([0.95, 1.0, 0.98], np.float32)
     mask = surface.stamp(frame, glass, clear, 1 + 9 * round_body, gloss=0.30)
     surface_line = _depth(level) - 2.0 * (1 - round_body)  # the meniscus climbs the wall
     liquid = np.maximum(box(x, y - 5, _HALF_WIDTH - 2.5, 82, 7), surface_line - y)
@@ -80,6 +82,16 @@ def _vial(surface: Surface, frame: Frame, level: float, colour: Array) -> Mask:
     ridges = 0.5 * np.cos(x * (2 * np.pi / 4.0))
     surface.stamp(frame, cap, (0.22, 0.23, 0.25), 2 + 11 * round_body + ridges + bevel(cap, 1.5, 2), gloss=0.12)
     return mask
+
+
+def _droplets(surface: Surface, frame: Frame, rng: np.random.Generator) -> None:
+    """Let a few drops and air bubbles stick to the glass."""
+    for _ in range(rng.integers(1, 8)):
+        x, y = rng.uniform(-17, 17), rng.uniform(_TOP, _BOTTOM - 6)
+        body = disc(frame.u - x, frame.v - y, rng.uniform(1.2, 2.8))
+        tone = np.minimum(surface.albedo[frame.window] * 1.3 + 0.06, 1)
+        height = surface.height[frame.window] + bevel(body, 1.5, 2.0)
+        surface.stamp(frame, body, tone, height, gloss=0.5)
 
 
 def _between(surface: Surface, frame: Frame, first: float, second: float) -> Mask:
@@ -95,6 +107,6 @@ def _crack(surface: Surface, frame: Frame, rng: np.random.Generator) -> Mask:
     start = rng.uniform(-50, 40)
     knots = np.linspace(-18, 18, 7)
     jag = np.interp(frame.u, knots, start + rng.uniform(-7, 7, 7) + knots * rng.uniform(-0.6, 0.6))
-    distance = np.maximum(np.abs(frame.v - jag) * 0.8 - 0.9, np.abs(frame.u) - rng.uniform(11, 18))
-    tone = surface.albedo[frame.window] * 0.35 + 0.6
-    return surface.stamp(frame, distance, tone, surface.height[frame.window] - 1.0, gloss=0.5)
+    distance = np.maximum(np.abs(frame.v - jag) * 0.8 - 0.6, np.abs(frame.u) - rng.uniform(7, 13))
+    tone = surface.albedo[frame.window] * 0.6 + 0.3
+    return surface.stamp(frame, distance, tone, surface.height[frame.window] - 0.5, gloss=0.4)

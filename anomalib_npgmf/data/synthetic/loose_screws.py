@@ -26,6 +26,7 @@ class LooseScrews(Scene):
         DefectKind("extra_nut", "logical_anomalies", parts.NUT_AREA),
     )
     damages: ClassVar[tuple[str, ...]] = ("bent_screw", "chip", "stain", "crumb", "fibre")
+    damage_size: ClassVar[float] = 1.4
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
         """Lay the tray out; see :meth:`Scene.arrange`."""
@@ -36,7 +37,7 @@ class LooseScrews(Scene):
         floor = parts.tray(surface, 110, 110, (0.30, 0.34, 0.38), rng)
         background = surface.copy()
 
-        outlines = [Outline(22, 11)] * screws + [Outline(0, parts.NUT_RADIUS + 2)] * nuts
+        outlines = [Outline(22, 13)] * screws + [Outline(0, parts.NUT_RADIUS + 5)] * nuts
         places = scatter(outlines, 108, 108, rng)
         bend = rng.choice((-1, 1)) * rng.uniform(0.012, 0.018) if defect == "bent_screw" else 0.0
         drawn: list[Mask] = [

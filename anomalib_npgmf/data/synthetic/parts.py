@@ -39,7 +39,7 @@ def screw(surface: Surface, x: float, y: float, angle: float, bend: float = 0.0)
     Returns:
         The points that it covers.
     """
-    frame = surface.frame(x, y, angle, SCREW_RADIUS + 4 + abs(bend) * SCREW_RADIUS**2)
+    frame = surface.frame(x, y, angle, (SCREW_RADIUS + 3, 12 + abs(bend) * SCREW_RADIUS**2))
     u, v = frame.u, frame.v - bend * frame.u**2
     thread = np.sin((u + 0.5 * v) * (2 * np.pi / 3.4))
     shaft = box(u - 5, v, 23, 4.2 + 0.3 * thread, 1.5)
@@ -68,7 +68,7 @@ def washer(surface: Surface, x: float, y: float, angle: float) -> Mask:
 
 def spring(surface: Surface, x: float, y: float, angle: float) -> Mask:
     """Lay a coil spring on the ground, seen from its side."""
-    frame = surface.frame(x, y, angle, 30)
+    frame = surface.frame(x, y, angle, (25, 13))
     phase = frame.u * (2 * np.pi / 6.5)
     # Dividing by the local slope turns the vertical offset from the wire's wave into a distance.
     slope = np.hypot(1, 8.0 * (2 * np.pi / 6.5) * np.cos(phase))
@@ -79,10 +79,10 @@ def spring(surface: Surface, x: float, y: float, angle: float) -> Mask:
 
 def fuse(surface: Surface, x: float, y: float, angle: float) -> Mask:
     """Lay a ceramic fuse with brass caps on the ground."""
-    frame = surface.frame(x, y, angle, 28)
+    frame = surface.frame(x, y, angle, (26, 11))
     body = capsule(frame.u, frame.v, 15.0, 7.0)
     caps = (np.abs(frame.u) > 12)[..., None]
-    tone = np.where(caps, np.asarray(BRASS, np.float32), np.float32([0.80, 0.77, 0.70]))
+    tone = np.where(caps, np.asarray(BRASS, np.float32), np.array([0.80, 0.77, 0.70], np.float32))
     relief = 1 + np.sqrt(np.maximum(7.0**2 - frame.v**2, 0)) + 0.6 * caps[..., 0]
     return surface.stamp(frame, body, tone, relief, gloss=0.3)
 

@@ -88,11 +88,13 @@ class Scene(ABC):
         name: Name of the category, words joined by underscores.
         logical: Its logical defects. They show normal parts only, drawn by the same code as in normal images.
         damages: Names of the structural defects it can show, those of :data:`damage.DAMAGES` or its own.
+        damage_size: Size of the damage, larger where parts are small and lie anyhow.
     """
 
     name: ClassVar[str]
     logical: ClassVar[tuple[DefectKind, ...]]
     damages: ClassVar[tuple[str, ...]]
+    damage_size: ClassVar[float] = 1.0
 
     def defect_kinds(self) -> list[DefectKind]:
         """All defects of the category, logical ones first."""
@@ -113,7 +115,7 @@ class Scene(ABC):
         masks = layout.masks
         if defect in damage.DAMAGES:
             part = layout.parts[rng.integers(len(layout.parts))]
-            masks = [damage.apply(defect, layout.surface, layout.background, part, rng)]
+            masks = [damage.apply(defect, layout.surface, layout.background, part, self.damage_size, rng)]
         return Drawing(layout.surface.photograph(rng), [layout.surface.to_image_mask(mask) for mask in masks])
 
     @abstractmethod

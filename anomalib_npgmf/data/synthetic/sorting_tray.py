@@ -33,6 +33,7 @@ class SortingTray(Scene):
         DefectKind("wrong_part", "logical_anomalies", _PART_AREA),
     )
     damages: ClassVar[tuple[str, ...]] = ("chip", "scratch", "stain", "crumb", "fibre")
+    damage_size: ClassVar[float] = 1.5
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
         """Fill the tray; see :meth:`Scene.arrange`."""
@@ -69,7 +70,7 @@ def _tray(surface: Surface, rng: np.random.Generator) -> list[Mask]:
     """Draw the tray and return the floor of each compartment."""
     frame = surface.frame(128, 128)
     outer = box(frame.u, frame.v, 2 * _HALF + 8, 2 * _HALF + 8, 12)
-    tone = np.float32([0.30, 0.22, 0.17]) * rng.uniform(0.9, 1.1)
+    tone = np.array([0.30, 0.22, 0.17], np.float32) * rng.uniform(0.9, 1.1)
     surface.stamp(frame, outer, tone, bevel(outer, 7.0, 4.0), gloss=0.12)
     floors: list[Mask] = []
     for place in range(4):

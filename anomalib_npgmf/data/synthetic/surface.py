@@ -8,7 +8,7 @@ each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Array = NDArray[np.float32]
+    Array = NDArray[np.floating[Any]]
     Mask = NDArray[np.bool_]
 
 UNITS = 256
@@ -119,14 +119,15 @@ class Surface:
             float(UNITS / 2 + (cos * dy - sin * dx) / camera.zoom),
         )
 
-    def frame(self, x: float, y: float, angle: float = 0.0, reach: float = 2.0 * UNITS) -> Frame:
+    def frame(self, x: float, y: float, angle: float = 0.0, reach: float | tuple[float, float] = 2.0 * UNITS) -> Frame:
         """Coordinates of a part that lies at (x, y), turned by `angle`.
 
         Args:
             x: Horizontal position, scene units.
             y: Vertical position, scene units, downwards.
             angle: Rotation, radians.
-            reach: Distance from (x, y) beyond which the part has nothing, scene units.
+            reach: Distance from (x, y) beyond which the part has nothing, scene units; a pair holds for its own axes
+                u and v.
 
         Returns:
             The coordinates on the smallest window that holds the part.
@@ -136,13 +137,15 @@ class Surface:
         dx, dy = x - UNITS / 2, y - UNITS / 2
         column = self._centre[0] + scale * (cos * dx - sin * dy) + self._pixels_per_unit * camera.shift[0]
         row = self._centre[1] + scale * (sin * dx + cos * dy) + self._pixels_per_unit * camera.shift[1]
+        cos, sin = np.cos(camera.angle + angle), np.sin(camera.angle + angle)
+        along, across = reach if isinstance(reach, tuple) else (reach, reach)
+        reach_x, reach_y = abs(cos) * along + abs(sin) * across, abs(sin) * along + abs(cos) * across
         window = (
-            _window(row, reach * scale, self.height.shape[0]),
-            _window(column, reach * scale, self.height.shape[1]),
+            _window(row, reach_y * scale, self.height.shape[0]),
+            _window(column, reach_x * scale, self.height.shape[1]),
         )
         rows = (np.arange(window[0].start, window[0].stop, dtype=np.float32) + 0.5 - row)[:, None] / scale
         columns = (np.arange(window[1].start, window[1].stop, dtype=np.float32) + 0.5 - column)[None, :] / scale
-        cos, sin = np.cos(camera.angle + angle), np.sin(camera.angle + angle)
         u = (cos * columns + sin * rows).astype(np.float32)
         v = (cos * rows - sin * columns).astype(np.float32)
         return Frame(window, u, v, 1 / scale)
@@ -194,23 +197,20 @@ class Surface:
             RGB image of shape (*image_size, 3).
         """
         unit = self._pixels_per_unit
-        azimuth, elevation = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(42, 58))
-        light = np.array(
-            [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], np.float32
-        )
+        # From the upper left, like the lamp of an inspection rig that nobody aligned twice the same way.
+        azimuth, elevation = np.deg2rad(rng.uniform(-200, -70)), np.deg2rad(rng.uniform(45, 60))
+        light = np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)
+        halfway = light[0], light[1], light[2] + 1
         height = cv2.GaussianBlur(self.height, (0, 0), 0.7)
-        normal = np.dstack(
-            [
-                -cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=unit / 8),
-                -cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=unit / 8),
-                np.ones_like(height),
-            ]
-        )
-        normal /= np.linalg.norm(normal, axis=2, keepdims=True)
-        lit = 1 - 0.75 * self._shadow(azimuth, float(np.tan(elevation)))
-        diffuse = np.maximum(normal @ light, 0) / light[2]
-        halfway = light + np.array([0, 0, 1], np.float32)
-        highlight = np.maximum(normal @ (halfway / np.linalg.norm(halfway)), 0) ** 40
+        slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=unit / 8)
+        slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=unit / 8)
+        steepness = np.sqrt(1 + slope_x**2 + slope_y**2)
+        lit = 1 - 0.7 * self._shadow(azimuth, float(np.tan(elevation)))
+        diffuse = np.maximum(light[2] - light[0] * slope_x - light[1] * slope_y, 0) / (light[2] * steepness)
+        highlight = np.maximum(halfway[2] - halfway[0] * slope_x - halfway[1] * slope_y, 0)
+        highlight /= np.linalg.norm(halfway) * steepness
+        for _ in range(5):
+            highlight *= highlight  # Blinn-Phong with exponent 32
         # Flat ground in full light reflects exactly its albedo: ambient and direct part add up to one.
         radiance = self.albedo * (0.45 + 0.55 * lit * diffuse)[..., None] + (self.gloss * lit * highlight)[..., None]
         rows, columns = self.image_size
@@ -243,5 +243,5 @@ def _expose(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     balance = np.array([1 + temperature, 1.0, 1 - temperature], np.float32)
     image = image * (rng.uniform(0.9, 1.1) * falloff[..., None] * balance)
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.6) * min(rows, columns) / UNITS + 0.05)
-    image = image + rng.normal(0, rng.uniform(0.006, 0.014), image.shape).astype(np.float32)
+    image = image + rng.uniform(0.006, 0.013) * rng.standard_normal(image.shape, np.float32)
     return (np.clip(image, 0, 1) ** (1 / 1.25) * 255 + 0.5).astype(np.uint8)

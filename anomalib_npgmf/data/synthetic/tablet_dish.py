@@ -1,4 +1,4 @@
-"""How many: five round tablets and four capsules lie anywhere in a dish."""
+"""How many: four round tablets and three capsules lie anywhere in a dish."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from .surface import Camera, Surface
 if TYPE_CHECKING:
     from .surface import Mask
 
-_TABLET_AREA = 452.0
-_CAPSULE_AREA = 480.0
+_TABLET_AREA = 570.0
+_CAPSULE_AREA = 685.0
+_LID = (0.62, 0.16, 0.13)
+_SHELL = (0.82, 0.72, 0.45)
 
 
 class TabletDish(Scene):
-    """Five round tablets and four capsules, anywhere; one too few or too many of either is the anomaly."""
+    """Four round tablets and three capsules, anywhere; one too few or too many of either is the anomaly."""
 
     name: ClassVar[str] = "tablet_dish"
     logical: ClassVar[tuple[DefectKind, ...]] = (
@@ -30,18 +32,19 @@ class TabletDish(Scene):
         DefectKind("extra_capsule", "logical_anomalies", _CAPSULE_AREA),
     )
     damages: ClassVar[tuple[str, ...]] = ("dent", "chip", "stain", "scratch", "fibre")
+    damage_size: ClassVar[float] = 1.5
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
         """Lay the dish out; see :meth:`Scene.arrange`."""
-        tablets = 5 + (defect == "extra_tablet") - (defect == "missing_tablet")
-        capsules = 4 + (defect == "extra_capsule") - (defect == "missing_capsule")
+        tablets = 4 + (defect == "extra_tablet") - (defect == "missing_tablet")
+        capsules = 3 + (defect == "extra_capsule") - (defect == "missing_capsule")
         surface = Surface(image_size, Camera.random(rng, shift=5, degrees=20, zoom=0.03))
         parts.ground(surface, (0.34, 0.40, 0.36), (5, 5), 0.04, rng)
         floor = _dish(surface, rng)
         background = surface.copy()
 
         # The square inside the round floor; its corners touch the wall.
-        places = scatter([Outline(12, 9.5)] * capsules + [Outline(0, 14)] * tablets, 76, 76, rng)
+        places = scatter([Outline(13.5, 12)] * capsules + [Outline(0, 17)] * tablets, 80, 80, rng)
         drawn = [_capsule(surface, p.x, p.y, p.angle) for p in places[:capsules]]
         drawn += [_tablet(surface, p.x, p.y, p.angle) for p in places[capsules:]]
 
@@ -58,7 +61,7 @@ class TabletDish(Scene):
 def _dish(surface: Surface, rng: np.random.Generator) -> Mask:
     frame = surface.frame(128, 128)
     outer, inner = disc(frame.u, frame.v, 119), disc(frame.u, frame.v, 110)
-    tone = np.float32([0.55, 0.56, 0.58]) * rng.uniform(0.92, 1.08)
+    tone = np.array([0.55, 0.56, 0.58], np.float32) * rng.uniform(0.92, 1.08)
     # Turned on a lathe: fine rings around the middle.
     ring = np.sin(np.hypot(frame.u, frame.v) * rng.uniform(1.4, 1.8))[..., None]
     surface.stamp(frame, outer, tone * (1 + 0.03 * ring), 0.08 * ring[..., 0], gloss=0.12)
@@ -70,16 +73,16 @@ def _dish(surface: Surface, rng: np.random.Generator) -> Mask:
 
 
 def _tablet(surface: Surface, x: float, y: float, angle: float) -> Mask:
-    frame = surface.frame(x, y, angle, 16)
-    body = disc(frame.u, frame.v, 12.0)
+    frame = surface.frame(x, y, angle, 18)
+    body = disc(frame.u, frame.v, 13.5)
     score = np.exp(-((frame.v / 0.9) ** 2))
     return surface.stamp(frame, body, (0.86, 0.84, 0.80), 1 + bevel(body, 5.0, 4.0) - 1.2 * score, gloss=0.1)
 
 
 def _capsule(surface: Surface, x: float, y: float, angle: float) -> Mask:
-    frame = surface.frame(x, y, angle, 26)
-    body = capsule(frame.u, frame.v, 12.0, 7.5)
+    frame = surface.frame(x, y, angle, (25, 12))
+    body = capsule(frame.u, frame.v, 13.5, 8.5)
     lid = (frame.u > 1)[..., None]
-    tone = np.where(lid, np.float32([0.62, 0.16, 0.13]), np.float32([0.82, 0.72, 0.45]))
-    relief = 1 + np.sqrt(np.clip(-body * (15 + body), 0, None)) * 0.9 + 0.5 * lid[..., 0]
+    tone = np.where(lid, np.array(_LID, np.float32), np.array(_SHELL, np.float32))
+    relief = 1 + np.sqrt(np.clip(-body * (17 + body), 0, None)) * 0.9 + 0.5 * lid[..., 0]
     return surface.stamp(frame, body, tone, relief, gloss=0.45)

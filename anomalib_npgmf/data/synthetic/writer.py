@@ -150,18 +150,18 @@ def _check(target: Path, plan: DrawingPlan) -> None:
 def _draw(folder: Path, plan: DrawingPlan) -> None:
     scene = SCENES[plan.category]()
     kinds = scene.defect_kinds()
+    values = {kind.name: 255 - number for number, kind in enumerate(kinds)}
     config = []
-    for number, kind in enumerate(kinds):
+    for kind in kinds:
         threshold, relative = kind.saturation(plan.image_size)
         config.append(
             {
                 "defect_name": kind.name,
-                "pixel_value": 255 - number,
+                "pixel_value": values[kind.name],
                 "saturation_threshold": threshold,
                 "relative_saturation": relative,
             }
         )
-    values = {entry["defect_name"]: entry["pixel_value"] for entry in config}
     for stream, (name, (count, anomaly_type)) in enumerate(plan.folders().items()):
         names = [kind.name for kind in kinds if kind.anomaly_type == anomaly_type]
         for index in range(count):
