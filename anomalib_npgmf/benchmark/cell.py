@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule
+from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
@@ -52,8 +52,9 @@ def run_cell(cell: Cell, files: dict[str, Path]) -> dict[str, Any]:
         parts = {"post_processor": False, "evaluator": False, "visualizer": False}
         model = _class("anomalib.models", cell.model_class)(**arguments, **parts)
         assert isinstance(model, AnomalibModule)
-        silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        engine = Engine(**({"devices": 1, "default_root_dir": scratch} | silent | cell.trainer), callbacks=[test_pass])
+        settings: dict[str, Any] = {"devices": 1, "default_root_dir": scratch, "logger": False}
+        settings |= {"enable_progress_bar": False, "enable_model_summary": False} | cell.trainer
+        engine = Engine(**settings, callbacks=[test_pass])
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)
         fitted = time.perf_counter()

@@ -75,7 +75,8 @@ class TestPass(Callback):
                 alone = pl_module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
 
-    def _keep(self, name: str, paths: list[Path], scores: Tensor, maps: Tensor | None) -> None:
+    def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
+        assert scores is not None
         kept = self.predictions.setdefault(name, {})
         for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
             anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))

@@ -65,15 +65,15 @@ class Plan:
 
     Example:
         >>> plan = parse_plan("tiny", {
-        ...     "data": {"class_path": "SyntheticLOCO", "init_args": {"root": "images/{seed}", "category": "{category}"}},
-        ...     "categories": ["cable_pairs", "filled_vials"],
+        ...     "data": {"class_path": "LOCO", "init_args": {"root": "images/{seed}", "category": "{category}"}},
+        ...     "categories": ["juice_bottle", "pushpins"],
         ...     "seeds": [0, 1],
-        ...     "models": {"npgmf": {"class_path": "Npgmf", "variants": {"full": {}, "plain": {"use_codebooks": False}}}},
+        ...     "models": {"npgmf": {"class_path": "Npgmf", "variants": {"full": {}, "plain": {"use_codebooks": 0}}}},
         ... })
         >>> len(plan.cells)
         8
         >>> plan.cells[0].key, plan.cells[0].root, plan.cells[0].data_args
-        ('npgmf/full/cable_pairs/seed0', 'images/0', {'category': 'cable_pairs'})
+        ('npgmf/full/juice_bottle/seed0', 'images/0', {'category': 'juice_bottle'})
     """
 
     name: str

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_record(output: Path, cell: Cell) -> dict[str, Any] | None:
     """Record of a cell, if there is one.
 
     Raises:
-        ValueError: If the file is of a cell with other settings.
+        ValueError: If the file holds results of a cell with other settings.
     """
     path = path_of(output, cell)
     if not path.is_file():
@@ -47,6 +48,8 @@ def read_record(output: Path, cell: Cell) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     now = identity(cell)
     if other := [key for key in now if record["cell"].get(key) != now[key]]:
+        if record["status"] == "failed":
+            return None  # nothing is lost by trying anew
         msg = f"{path} was made with another {' and '.join(other)} than the plan has now; choose another output folder."
         raise ValueError(msg)
     return record
@@ -61,22 +64,18 @@ def write_record(output: Path, cell: Cell, record: dict[str, Any]) -> None:
     # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it
     text = re.sub(r"\[\n[-+.,eE\d\s]*\]", lambda numbers: "".join(numbers.group().split()).replace(",", ", "), text)
     draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, of the packages that matter, and the project's commit where it runs from a git checkout."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):  # an installed package has no commit
         found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # an installed package has no commit
     return found
 
 

@@ -59,8 +59,10 @@ class Runner:
         again = {"new", "failed"} if retry_failed else {"new"}
         waiting = [cell for cell in plan.cells if states[cell.key] in again]
         free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for device in self.devices or [None]:
+        for device in self.devices:
             free.put(device)
+        if not self.devices:
+            free.put(None)
         with (
             ThreadPoolExecutor(max(len(self.devices), 1)) as pool,
             tqdm(total=len(plan.cells), initial=len(plan.cells) - len(waiting), unit="cell", desc=plan.name) as bar,

@@ -109,7 +109,7 @@ def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
             kwargs["pretrained_cfg_overlay"] = overlay | {"state_dict": read_state_dict(files[name])}
         return original(model_name, pretrained=pretrained, **kwargs)
 
-    timm.create_model = create_model
+    timm.create_model = create_model  # type: ignore[assignment]
     try:
         yield served
     finally:

@@ -1,0 +1,50 @@
+"""Local weights: by reference in a plan, and for models that only know timm's published ones."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from anomalib_npgmf.benchmark.weights import insert_files, parse_weights, references, served_by_timm
+
+NAME = "mobilenetv3_small_050"
+
+
+def test_references() -> None:
+    arguments = {"backbone_weights": "weights:a", "logical": {"weights": "weights:b"}, "preset": "small", "size": 3}
+    assert references(arguments) == {"a", "b"}
+    assert insert_files(arguments, {"a": Path("a.pth"), "b": Path("b.pth")}) == {
+        "backbone_weights": "a.pth",
+        "logical": {"weights": "b.pth"},
+        "preset": "small",
+        "size": 3,
+    }
+    with pytest.raises(ValueError, match="add --weights b=PATH"):
+        insert_files(arguments, {"a": Path("a.pth")})
+
+
+def test_options(tmp_path: Path) -> None:
+    file = tmp_path / "a=b.pth"
+    file.touch()
+    assert parse_weights([f"net={file}"]) == {"net": file}
+    with pytest.raises(FileNotFoundError, match="There is no weights file"):
+        parse_weights([f"net={tmp_path / 'none.pth'}"])
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}.lamb_in1k"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_served_by_timm(tmp_path: Path, name: str, features_only: bool) -> None:
+    torch.manual_seed(0)
+    published = timm.create_model(NAME)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    original = timm.create_model
+    with served_by_timm({NAME: tmp_path / "weights.pth"}) as served:
+        untrained = timm.create_model(name, pretrained=False)
+        assert served == set()
+        model = timm.create_model(name, pretrained=True, features_only=features_only)
+        assert served == {NAME}
+    assert timm.create_model is original
+    key = "conv_stem.weight"
+    assert torch.equal(model.state_dict()[key], published.state_dict()[key])
+    assert not torch.equal(untrained.state_dict()[key], published.state_dict()[key])
