@@ -22,8 +22,10 @@ from tqdm.auto import tqdm
 from anomalib_npgmf.structural.distance import nearest, rows_per_chunk
 from anomalib_npgmf.structural.projection import draw_projection
 
-_POOL = 1024  # points per pool: their projections fit a CPU's second-level cache
-_SLACK = {"exact": 0.0, "fast": 0.01}  # relative gap to the true farthest point that a step may accept
+_POOL = 512  # points per pool
+_RENEW_ROWS = 128  # points renewed at once; sorted by when they were last seen, so that few repeat a centre
+_ROWS = 8192  # points read at once where all are read
+_CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplicates
 
 
 def select_coreset(
@@ -40,8 +42,9 @@ def select_coreset(
         embedding: Patch embeddings ``[N, d]``, float32, float16 or bfloat16, on any device.
         size: Number of points to select, 1 <= size <= N.
         method: ``"exact"`` gives the indices of sequential greedy k-centre, those of anomalib's ``KCenterGreedy``
-            after ``seed_everything(seed)`` wherever the projection shortens the embeddings. ``"fast"`` accepts in
-            each step a point whose distance is within 1 % of the farthest.
+            after ``seed_everything(seed)`` wherever the projection shortens the embeddings. ``"fast"`` takes
+            distances from matrix products alone, whose rounding can swap points that are equally far but for the
+            fifth digit.
         seed: Seed of the projection and of the first centre.
         progress: Show a progress bar.
 
@@ -65,7 +68,7 @@ def select_coreset(
         raise ValueError(msg)
     matrix, start = draw_projection(len(embedding), embedding.shape[1], seed)
     features = embedding if matrix is None else _project(embedding, matrix)
-    return _LazyGreedy(features, size, _SLACK[method]).run(start, progress=progress)
+    return _LazyGreedy(features, size, exact=method == "exact").run(start, progress=progress)
 
 
 def covering_radius(embedding: Tensor, indices: Tensor) -> float:
@@ -93,8 +96,7 @@ def _project(embedding: Tensor, matrix: Tensor) -> Tensor:
     """Project ``[N, d]`` to ``[N, k]`` of the same dtype, a chunk at a time in float32."""
     matrix = matrix.T.to(embedding.device)
     features = embedding.new_empty(len(embedding), matrix.shape[1])
-    rows = 8192
-    for source, target in zip(embedding.split(rows), features.split(rows), strict=True):
+    for source, target in zip(embedding.split(_ROWS), features.split(_ROWS), strict=True):
         target.copy_(source.float() @ matrix)
     return features
 
@@ -105,16 +107,16 @@ class _LazyGreedy:
     Args:
         features: Points ``[N, k]``.
         size: Number of centres to choose.
-        slack: Relative gap to the farthest point that a step may accept.
+        exact: Recompute every distance that may decide from the difference of the two points.
     """
 
-    def __init__(self, features: Tensor, size: int, slack: float) -> None:
+    def __init__(self, features: Tensor, size: int, *, exact: bool) -> None:
         self.features = features
         self.size = size
-        self.slack = slack
+        self.exact = exact
         self.count = 0
         self.selected = features.new_empty(size, dtype=torch.long)
-        # Distances are taken at the mean, where float32 matrix products lose least.
+        # Products are taken relative to the mean, where float32 loses least.
         self.mean = features.mean(dim=0, dtype=torch.float32)
         if not bool(self.mean.isfinite().all()):
             msg = "The embedding holds NaN or Inf; check the images and the backbone's weights."
@@ -123,62 +125,77 @@ class _LazyGreedy:
         self.norms = features.new_empty(size, dtype=torch.float32)
         self.bound = features.new_empty(len(features), dtype=torch.float32)
         self.seen = torch.zeros_like(self.bound, dtype=torch.long)  # centres that a point's bound accounts for
+        pool = min(_POOL, len(features))
+        self.squares = features.new_empty(pool, pool, dtype=torch.float32)  # squared distances within a pool
 
     def run(self, start: int, *, progress: bool) -> Tensor:
         """Choose all centres, beginning with the point ``start``."""
         with tqdm(total=self.size, desc="Selecting coreset", disable=not progress) as bar:
-            self._add(torch.tensor(start, device=self.features.device), self.features[start].float())
-            for rows, bound in zip(self.features.split(8192), self.bound.split(8192), strict=True):
-                bound.copy_(torch.linalg.vector_norm(rows.float() - self.features[start].float(), dim=1))
-            self.bound[start] = -1.0  # never chosen twice, even among duplicates
+            first = self.features[start].float()
+            self._add(torch.tensor([start], device=self.features.device), first[None] - self.mean)
+            for rows, bound in zip(self.features.split(_ROWS), self.bound.split(_ROWS), strict=True):
+                bound.copy_(torch.linalg.vector_norm(rows.float() - first, dim=1))
+            self.bound[start] = _CHOSEN
             self.seen.fill_(1)
+            bar.update()
             while self.count < self.size:
                 before = self.count
                 self._round()
                 bar.update(self.count - before)
         return self.selected
 
-    def _add(self, index: Tensor, point: Tensor) -> None:
-        centre = point - self.mean
-        self.selected[self.count] = index
-        self.centres[self.count] = centre
-        self.norms[self.count] = centre.dot(centre)
-        self.count += 1
+    def _add(self, indices: Tensor, centred: Tensor) -> None:
+        new = slice(self.count, self.count + len(indices))
+        self.selected[new] = indices
+        self.centres[new] = centred
+        self.norms[new] = centred.square().sum(dim=1)
+        self.count += len(indices)
 
     def _round(self) -> None:
         """Take the points with the largest bounds, renew them, and choose centres while they stay the farthest."""
         top = self.bound.topk(min(_POOL + 1, len(self.bound)))
         pool = top.indices[:_POOL].sort().values  # ties go to the lowest index, as in the literal algorithm
-        outside = float(top.values[-1]) if len(self.bound) > _POOL else -1.0
-        points = self.features[pool].float()
+        outside = float(top.values[-1]) if len(self.bound) > _POOL else _CHOSEN
+        points = self.features[pool].float() - self.mean
         distance = self.bound[pool]
         renewed = self._renew(points, distance, self.seen[pool])
-        difference, step = torch.empty_like(points), torch.empty_like(distance)
-        while self.count < self.size:
-            farthest = distance.argmax()
-            value = float(distance[farthest])
-            # A pool that was already up to date holds the farthest point; ties with the outside must not stop it.
-            if value <= outside * (1 - self.slack) and renewed:
-                break
-            renewed = True
-            self._add(pool[farthest], points[farthest])
-            torch.sub(points, points[farthest], out=difference)
-            torch.linalg.vector_norm(difference, dim=1, out=step)
-            torch.minimum(distance, step, out=distance)
-            distance[farthest] = -1.0
+        chosen = self._choose(points, distance, outside, at_least=0 if renewed else 1)
         self.bound[pool] = distance
+        self._add(pool[chosen], points[chosen])
         self.seen[pool] = self.count
 
     def _renew(self, points: Tensor, distance: Tensor, seen: Tensor) -> bool:
-        """Lower ``distance`` in place by the centres added since each point was last seen."""
+        """Lower ``distance`` in place by the centres added since each point was last seen; false if none were."""
         order = seen.argsort()
         renewed = False
-        for rows in order.split(128):
+        for rows in order.split(_RENEW_ROWS):
             first = int(seen[rows[0]])
-            if first == self.count:
-                continue
-            renewed = True
-            centres = self.centres[first : self.count]
-            step, _ = nearest(points[rows] - self.mean, centres, self.norms[first : self.count])
-            distance[rows] = torch.minimum(distance[rows], step)
+            if first < self.count:
+                renewed = True
+                step, _ = nearest(points[rows], self.centres[first : self.count], self.norms[first : self.count])
+                distance[rows] = torch.minimum(distance[rows], step)
         return renewed
+
+    def _choose(self, points: Tensor, distance: Tensor, outside: float, *, at_least: int) -> Tensor:
+        """Run greedy steps within the pool while its farthest point beats all outside; lower ``distance`` in place.
+
+        A pool that was already up to date holds a farthest point of all, so ``at_least`` one step is safe there: a tie
+        with the outside must not stop the selection.
+        """
+        norms = points.square().sum(dim=1)
+        torch.mm(points, points.T, out=self.squares).mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
+        rounding = 1e-5 * norms.max()
+        chosen: list[int] = []
+        while len(chosen) < self.size - self.count:
+            value, farthest = distance.max(dim=0)
+            if float(value) <= outside and len(chosen) >= at_least:
+                break
+            chosen.append(int(farthest))
+            if self.exact:
+                near = (self.squares[farthest] <= distance.square() + rounding).nonzero().squeeze(1)
+                step = torch.linalg.vector_norm(points[near] - points[farthest], dim=1)
+                distance[near] = torch.minimum(distance[near], step)
+            else:
+                torch.minimum(distance, self.squares[farthest].sqrt(), out=distance)
+            distance[farthest] = _CHOSEN
+        return torch.tensor(chosen, dtype=torch.long, device=distance.device)

@@ -34,11 +34,32 @@ def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Ten
     if points.dtype == torch.float32 or points.device.type == "cpu":
         index = torch.addmm(norms, queries, points.to(torch.float32).T, beta=-0.5).argmax(dim=1)
     else:
-        # Points scaled to at most unit length cannot overflow the product of half precision numbers.
-        scale = norms.max().clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
-        product = (queries * scale).to(points.dtype) @ points.T
-        index = (product.float() - norms * (0.5 * scale)).argmax(dim=1)
+        index = half_precision_match(queries, points, norms)
     return torch.linalg.vector_norm(queries - points[index].to(torch.float32), dim=1), index
+
+
+def half_precision_match(queries: Tensor, points: Tensor, norms: Tensor) -> Tensor:
+    """Return the nearest point of every query from a product in the points' half precision.
+
+    Scaled so that no point is longer than one, the product cannot overflow. Points whose scores agree within half
+    precision may be taken for each other.
+
+    Args:
+        queries: Query vectors ``[n, d]``, float32.
+        points: Candidate vectors ``[M, d]`` in half precision.
+        norms: Squared Euclidean norms of the points ``[M]``, float32.
+
+    Returns:
+        Indices ``[n]`` (int64).
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [3e4, 4e4]], dtype=torch.float16)
+        >>> half_precision_match(torch.tensor([[3e4, 3e4]]), points, points.float().square().sum(1))
+        tensor([1])
+    """
+    scale = norms.max().clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+    product = (queries * scale).to(points.dtype) @ points.T
+    return (product.float() - norms * (0.5 * scale)).argmax(dim=1)
 
 
 def rows_per_chunk(columns: int, budget: int) -> int:
