@@ -35,9 +35,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         msg = f"There is no weights file at {path}; give the path of a .pth or .safetensors file."
         raise FileNotFoundError(msg)
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         msg = f"{path} cannot be read as a file of weights ({type(error).__name__}); it may be truncated or foreign."

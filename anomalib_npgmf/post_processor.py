@@ -45,7 +45,9 @@ class CalibratedPostProcessor(PostProcessor):
         values = scores.double()
         mean = values.mean()
         spread = values.std() if len(values) > 1 else values.abs().mean()
-        threshold = mean + THRESHOLD_DEVIATIONS * spread.clamp(min=1e-6)
+        # Identical scores leave no spread; keep a range that float32 still resolves.
+        spread = torch.maximum(spread, 1e-6 * mean.abs().clamp(min=1.0))
+        threshold = mean + THRESHOLD_DEVIATIONS * spread
         for prefix in ("image", "pixel"):
             getattr(self, f"_{prefix}_threshold").copy_(threshold)
             getattr(self, f"{prefix}_min").copy_(mean)
