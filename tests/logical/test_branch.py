@@ -1,0 +1,229 @@
+"""The logical branch as a whole: shapes over backbones, what takes part, what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.logical.config import LogicalConfig
+from anomalib_npgmf.logical.model import RESTART_INTERVAL, LogicalBranch
+
+LEVELS, CHANNELS = (2, 3, 4), (8, 12, 16)
+SIZE = (128, 64)
+SLIM = {"code_dim": 8, "atrous_width": 8, "prior_dim": 8, "fusion_depth": 1, "decoder_blocks": 1, "vq_levels": (3, 4)}
+
+
+def make_branch(text_prior: str = "learned", size: tuple[int, int] = SIZE, **changes: Any) -> LogicalBranch:
+    torch.manual_seed(0)
+    config = LogicalConfig(**(SLIM | changes))
+    return LogicalBranch(LEVELS, CHANNELS, (True, False, True), size, text_prior, text_dim=6, config=config)
+
+
+def make_features(size: tuple[int, int] = SIZE, batch: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.rand(batch, c, size[0] >> k, size[1] >> k, generator=generator)
+        for k, c in zip(LEVELS, CHANNELS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [(128, 128), (128, 256)])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "convnext_atto", "efficientnet_b0"])
+def test_decoder_rebuilds_every_level_in_shape(name: str, size: tuple[int, int]) -> None:
+    """Channels and strides come from the network; stems of stride 4 have four levels only."""
+    backbone = Backbone(name)
+    config = LogicalConfig(**(SLIM | {"embedding_channels": 32}))
+    branch = LogicalBranch(backbone.levels, backbone.channels, backbone.rectified(), size, "none", config=config).eval()
+    features = backbone(torch.randn(1, 3, *size))
+    with torch.no_grad():
+        out = branch(features)
+        assert [f.shape for f in out.decoded] == [f.shape for f in features]
+        assert out.reconstruction.shape == (1, 3, *size)
+        scores = branch.anomaly_map(features, out)
+    assert scores.shape == (1, 1, *size)
+    assert scores.min() >= 0
+    assert scores.max() <= 2 * len(backbone.levels) + 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"fusion": "concat"}, {"norm": "bn"}, {"prior_grid": 2}, {"cosine": "flat"}])
+def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
+    branch = make_branch(**changes).train()
+    features = make_features(batch=4)  # batch normalisation needs several values at the 1 x 1 context
+    branch.initialise_codebooks(features)
+    branch.losses(features, torch.randn(4, 3, *SIZE))["loss"].backward()
+    silent = [n for n, p in branch.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert silent == []
+    unused = [n for n, p in branch.named_parameters() if p.grad is not None and not p.grad.any()]
+    # codes that no vector chose have no gradient; every other tensor must have some
+    assert [n for n in unused if "bias" not in n and "kv" not in n and "attention.q" not in n] == []
+
+
+def test_training_lowers_every_loss() -> None:
+    branch = make_branch(size=(64, 64)).train()
+    features = make_features((64, 64))
+    image = torch.randn(2, 3, 64, 64)
+    branch.initialise_codebooks(features)
+    optimiser = torch.optim.Adam(branch.parameters(), lr=3e-3)
+    first = last = branch.losses(features, image)
+    for _ in range(25):
+        optimiser.zero_grad()
+        last = branch.losses(features, image)
+        last["loss"].backward()
+        optimiser.step()
+    assert last["feature"] < 0.7 * first["feature"]
+    assert last["image"] < first["image"]
+    assert torch.isfinite(last["loss"])
+
+
+def test_batch_of_one_trains_at_the_smallest_size() -> None:
+    """The embedding's map is 1 x 1 there, so a group of one channel would hold a single value."""
+    branch = make_branch(size=(64, 64)).train()
+    branch.losses(make_features((64, 64), batch=1), torch.randn(1, 3, 64, 64))["loss"].backward()
+    branch.eval()(make_features((64, 64), batch=1))
+    one, other = make_features((64, 64), batch=1), [f + 1 for f in make_features((64, 64), batch=1)]
+    embed = branch.decoder.fusions[0](branch.embedding(one[-1])), branch.decoder.fusions[0](branch.embedding(other[-1]))
+    with torch.no_grad():
+        outs = [branch.decoder.stages[0](e) for e in embed]
+    assert not torch.allclose(*outs), "normalisation must not wipe out a 1 x 1 map"
+
+
+def test_rectified_levels_are_rebuilt_rectified_and_signed_ones_signed() -> None:
+    branch = make_branch().eval()
+    decoded = branch(make_features()).decoded
+    assert decoded[0].min() >= 0
+    assert decoded[1].min() < 0
+    assert decoded[2].min() >= 0
+
+
+def test_each_prior_takes_part() -> None:
+    branch = make_branch().eval()
+    features = make_features()
+    base = branch(features)
+    assert branch.text_prior is not None
+    with torch.no_grad():
+        branch.text_prior.embedding.add_(5.0)
+    assert not torch.equal(branch(features).reconstruction, base.reconstruction)
+    for level in ("3", "4"):
+        before = branch(features).reconstruction
+        with torch.no_grad():
+            branch.codebooks[level].codes.mul_(-3.0).add_(1.0)
+        assert not torch.equal(branch(features).reconstruction, before)
+
+
+def test_codes_reach_the_level_below_theirs() -> None:
+    """f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k])): codes of level 4 leave f_D^4 alone and change f_D^3."""
+    branch = make_branch(vq_levels=(4,)).eval()
+    features = make_features()
+    before = branch(features).decoded
+    with torch.no_grad():
+        branch.codebooks["4"].codes.add_(7.0)
+    after = branch(features).decoded
+    assert torch.equal(before[2], after[2])
+    assert not torch.equal(before[1], after[1])
+
+
+def test_without_priors_nothing_of_them_is_built() -> None:
+    branch = make_branch("none", vq_levels=())
+    names = [n for n, _ in branch.named_parameters()]
+    assert not [n for n in names if n.startswith(("text_prior", "codebooks", "atrous"))]
+    assert not [n for n in names if "project_prior" in n or "project_codes" in n]
+    losses = branch.train().losses(make_features(), torch.randn(2, 3, *SIZE))
+    assert losses["codebook"] == 0
+    assert branch.codebook_statistics() == {}
+
+
+def test_loss_levels_are_those_that_count() -> None:
+    branch = make_branch(loss_levels=(3,)).eval()
+    features = make_features()
+    out = branch(features)
+    changed = [features[0] * 2 - 1, features[1], 1 - features[2]]
+    assert torch.equal(branch.anomaly_map(features, out), branch.anomaly_map(changed, out))
+    changed = [features[0], 1 - features[1], features[2]]
+    assert not torch.equal(branch.anomaly_map(features, out), branch.anomaly_map(changed, out))
+
+
+def test_dead_codes_are_moved_every_interval() -> None:
+    branch = make_branch(vq_levels=(4,)).train()
+    book = branch.codebooks["4"]
+    features = make_features()
+    with torch.no_grad():
+        book.codes[1:] = 1e4  # out of reach
+        before = book.codes.clone()
+        branch._steps = RESTART_INTERVAL - 1
+        branch(features)
+    assert torch.equal(book.codes[0], before[0])
+    assert (book.codes[1:] < 1e3).all()
+    branch.eval()(features)
+    assert branch._steps == RESTART_INTERVAL, "only training steps count"
+
+
+def test_literal_codes_start_normal_and_stay() -> None:
+    branch = make_branch(codebook_init="normal", codebook_restart=False, vq_levels=(4,)).train()
+    book = branch.codebooks["4"]
+    with torch.no_grad():
+        book.codes[1:] = 1e4
+        before = book.codes.clone()
+        branch.initialise_codebooks(make_features())
+        branch._steps = RESTART_INTERVAL - 1
+        branch(make_features())
+    assert torch.equal(book.codes, before)
+
+
+def test_data_start_uses_the_features() -> None:
+    branch = make_branch(vq_levels=(4,)).eval()
+    features = make_features()
+    z = branch.pre_codes(features)[4]
+    branch.initialise_codebooks(features)
+    quantised, _ = branch.codebooks["4"](z)
+    assert (quantised - z).square().mean() < 0.5 * z.var()
+    maps = branch.code_maps(features)
+    assert maps[4].shape == (2, SIZE[0] >> 4, SIZE[1] >> 4)
+
+
+def test_statistics_name_their_level_and_start_anew() -> None:
+    branch = make_branch().train()
+    branch(make_features())
+    statistics = branch.codebook_statistics()
+    assert sorted(statistics) == ["dead_codes_3", "dead_codes_4", "perplexity_3", "perplexity_4"]
+    assert 1 <= statistics["perplexity_3"] <= 16
+    assert branch.codebooks["3"].usage.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"text_prior": "poem"}, "text_prior must be one of .*not 'poem'"),
+        ({"size": (96, 128)}, "multiples of 64 .* not 96 x 128"),
+        ({"size": (192, 192)}, "cannot tile"),
+        ({"vq_levels": (5,)}, r"vq_levels \[5\] are not among the encoder's levels \(2, 3, 4\)"),
+        ({"loss_levels": (1, 2)}, r"loss_levels \[1\] are not among the encoder's levels"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_branch(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("codebook_init", "zero"), ("norm", "ln"), ("cosine", "global"), ("codebook_size", 0), ("window", 0)],
+)
+def test_bad_config_names_the_field(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        LogicalConfig(**{name: value})
+
+
+def test_config_takes_lists_from_yaml_in_any_order() -> None:
+    config = LogicalConfig(vq_levels=[4, 2], loss_levels=[3, 1])
+    assert config.vq_levels == (2, 4)
+    assert config.loss_levels == (1, 3)
+
+
+def test_image_head_ends_linear() -> None:
+    branch = make_branch().eval()
+    convolutions = [m for m in branch.decoder.head if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        convolutions[-1].bias.fill_(-4.0)
+    assert branch(make_features()).reconstruction.min() < 0
