@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -368,10 +369,23 @@ class Npgmf(AnomalibModule):
         del batch_idx, dataloader_idx
         return self._predict(batch)
 
-    def _predict(self, batch: Any) -> STEP_OUTPUT:
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """See `anomalib.models.components.base.export_mixin.ExportMixin`; a model that was not trained is refused."""
+        self._require_training()
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """As `to_torch`; the way to OpenVINO leads through here as well."""
+        self._require_training()
+        return super().to_onnx(*args, **kwargs)
+
+    def _require_training(self) -> None:
         if not self.model.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)
+
+    def _predict(self, batch: Any) -> STEP_OUTPUT:
+        self._require_training()
         self.branch_maps = self.model.branch_maps(batch.image)
         return batch.update(**self.model.merge(self.branch_maps.maps)._asdict())
 
