@@ -48,7 +48,7 @@ class _SPRO(LocoMetric):
         """
         if not has_loco_layout(image_path, CONFIG_NAME):
             return
-        maps = anomaly_map.detach()
+        maps = anomaly_map.detach().as_subclass(Tensor)  # anomalib's batches hold a subclass
         maps = maps.squeeze(1) if maps.ndim == 4 else maps
         if maps.ndim != 3 or len(maps) != len(image_path):
             raise ValueError(
