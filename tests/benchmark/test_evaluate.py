@@ -65,7 +65,7 @@ def test_images_without_the_layout_of_loco() -> None:
 
 def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp_path: Path) -> None:
     parts = {"post_processor": False, "evaluator": False, "visualizer": False}
-    model = Npgmf(preset="small", logical_image_size=64, **parts)
+    model = Npgmf(preset="small", logical_image_size=128, **parts)
     test_pass = TestPass()
     engine = Engine(
         max_epochs=1, default_root_dir=tmp_path, logger=False, enable_progress_bar=False, callbacks=[test_pass]
@@ -79,7 +79,7 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
         assert set(predictions) == images
         for prediction in predictions.values():
             assert prediction.anomaly_map is not None
-            assert prediction.anomaly_map.shape == (64, 64)
+            assert prediction.anomaly_map.shape == (128, 128)
             assert prediction.score == pytest.approx(prediction.anomaly_map.max())
     for path, merged in test_pass.predictions["merged"].items():
         logical, structural = (test_pass.predictions[branch][path].anomaly_map for branch in ("logical", "structural"))

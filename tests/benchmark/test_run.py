@@ -35,7 +35,7 @@ def read(folder: Path, model: str) -> dict[str, Any]:
 
 
 def test_run_records_goes_on_and_retries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"class_path": "Npgmf", "init_args": {"preset": "small", "logical_image_size": 64}}
+    small = {"class_path": "Npgmf", "init_args": {"preset": "small", "logical_image_size": 128}}
     plan = write_plan(tmp_path, broken={"class_path": "Nothing"}, npgmf=small)
     output = tmp_path / "results"
     command = ["run", str(plan), "--output", str(output)]
