@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRADIENT_CLIP = 1.0
+INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
 
 class Npgmf(AnomalibModule):
@@ -226,10 +227,17 @@ class Npgmf(AnomalibModule):
         assert self.trainer.train_dataloader is not None
         loader = self._loader(self.trainer.train_dataloader.dataset)
         if self.model.logical is not None:
-            images = self._normalised(next(iter(loader)).image.to(self.device))
-            self.model.logical.initialise_codebooks(self.model.features(images, structural=False)[0])
+            self.model.initialise(self._first_images(loader))
         if self.model.structural is not None:
             self._collect_bank(loader)
+
+    def _first_images(self, loader: DataLoader[Any]) -> Tensor:
+        images: list[Tensor] = []
+        for batch in loader:
+            images += self._normalised(batch.image.to(self.device))
+            if len(images) >= INITIAL_IMAGES:
+                break
+        return torch.stack(images)
 
     def _is_complete(self) -> bool:
         return self.model.structural is None or len(self.model.structural.bank) > 0

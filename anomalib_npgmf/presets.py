@@ -106,7 +106,16 @@ PRESETS: dict[str, ModelConfig] = {
         text_prior="learned",
         learning_rate=1e-3,
         logical=LogicalConfig(
-            embedding_channels=256, prior_dim=64, code_dim=32, atrous_width=32, fusion_depth=1, decoder_blocks=2
+            # Low levels hold texture, which a small decoder cannot tell from an anomaly in a few hundred steps.
+            vq_levels=(3, 4),
+            loss_levels=(3, 4, 5),
+            standardise=True,
+            embedding_channels=256,
+            prior_dim=64,
+            code_dim=32,
+            atrous_width=32,
+            fusion_depth=1,
+            decoder_blocks=2,
         ),
         structural=StructuralConfig(coreset_ratio=0.1),
     ),

@@ -105,14 +105,24 @@ class NpgmfModel(nn.Module):
             Maps for the logical branch (all levels) and for the structural one (its levels); empty for a branch that is
             not in use.
         """
-        logical: list[Tensor] = []
-        if self.encoder is not None:
-            logical = self.encoder(self.resize_logical(image))
+        raw = self.encoder(self.resize_logical(image)) if self.encoder is not None else []
+        logical = self.logical.standardise(raw) if self.logical is not None else []
         if self.structural is None or not structural:
             return logical, []
         if self.structural_encoder is None:
-            return logical, [logical[i] for i in self._structural_inputs]
+            return logical, [raw[i] for i in self._structural_inputs]
         return logical, self.structural_encoder(self.resize_structural(image))
+
+    @torch.no_grad()
+    def initialise(self, images: Tensor) -> None:
+        """Prepare the logical branch for training; see `LogicalBranch.initialise`.
+
+        Args:
+            images: Some normalised training images, [B, 3, *config.image_size].
+        """
+        if self.logical is not None and self.encoder is not None:
+            parts = [self.encoder(self.resize_logical(part)) for part in images.split(8)]
+            self.logical.initialise([torch.cat(level) for level in zip(*parts, strict=True)])
 
     def branch_maps(self, image: Tensor, structural_map: Tensor | None = None) -> BranchMaps:
         """Raw anomaly maps of the branches (eqs. 7 and 10).

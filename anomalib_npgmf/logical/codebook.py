@@ -150,18 +150,19 @@ class Codebook(nn.Module):
         self.reset_usage()
 
     @torch.no_grad()
-    def restart_dead(self, z: Tensor, generator: torch.Generator) -> int:
-        """Move the codes that are hardly used onto random vectors of ``z`` and start counting anew.
+    def renew(self, z: Tensor, generator: torch.Generator, *, restart: bool) -> int:
+        """Start counting anew; move the codes that were hardly used onto random vectors of ``z`` if asked to.
 
         Args:
             z: Features, [B, d_q, H, W].
             generator: Source of randomness, on the CPU.
+            restart: Whether to move them.
 
         Returns:
             How many codes were moved.
         """
-        dead = self.dead().nonzero().flatten()
-        if len(dead):
+        dead = self.dead().nonzero().flatten().tolist() if restart else []
+        if dead:
             points = z.permute(0, 2, 3, 1).flatten(0, 2)
             rows = torch.randint(len(points), (len(dead),), generator=generator)
             self.codes[dead] = points[rows.to(points.device)].to(self.codes)

@@ -21,6 +21,9 @@ class LogicalConfig:
         vq_levels: Levels with a codebook. The paper does not name them; the middle ones carry parts rather than
             texture or the whole scene. Empty: no codebooks.
         loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level of the backbone.
+        standardise: Whether the channels of the encoder's features are brought to mean 0 and deviation 1 over training
+            images first. The paper does not; without it the offsets of a network whose features are not rectified
+            (MobileNet, EfficientNet) dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
         prior_dim: Width of the global context g, the linear image of the text embedding.
         prior_grid: Side s0 of the grid that g is reshaped to before it is upsampled; 1 broadcasts it.
@@ -58,6 +61,7 @@ class LogicalConfig:
 
     vq_levels: tuple[int, ...] = (2, 3, 4)
     loss_levels: tuple[int, ...] | None = None
+    standardise: bool = False
     embedding_channels: int | None = None
     prior_dim: int = 512
     prior_grid: int = 1

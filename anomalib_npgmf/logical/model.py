@@ -13,8 +13,6 @@ from anomalib_npgmf.logical.embedding import OneClassEmbedding
 from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
 from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
 
-RESTART_INTERVAL = 100  # training steps between two looks for codes that are hardly used
-
 
 class LogicalOutput(NamedTuple):
     """What one pass of the branch yields.
@@ -101,10 +99,13 @@ class LogicalBranch(nn.Module):
                 channels[self.levels.index(level)], config.atrous_width, config.code_dim, dilations, config.norm
             )
             self.codebooks[str(level)] = Codebook(config.codebook_size, config.code_dim, config.commitment_weight)
+        for level, count in zip(self.levels, channels, strict=True):
+            self.register_buffer(f"mean_{level}", torch.zeros(1, count, 1, 1))
+            self.register_buffer(f"std_{level}", torch.ones(1, count, 1, 1))
         self.decoder = Decoder(
             self.levels,
             channels,
-            rectified,
+            [False] * len(self.levels) if config.standardise else rectified,
             width,
             image_size,
             config.prior_dim if self.text_prior is not None else 0,
@@ -112,8 +113,23 @@ class LogicalBranch(nn.Module):
             config,
         )
         self.loss = LogicalLoss(config)
-        self._steps = 0
+        self._renew = False  # whether an epoch has ended since the last training pass
         self._generator = torch.Generator().manual_seed(0)
+
+    def standardise(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Bring each channel to mean 0 and deviation 1 over the training images, if the configuration says so.
+
+        All other methods expect features that went through here.
+
+        Args:
+            features: f_E^k as the backbone gives them, [B, C_k, H/2^k, W/2^k], finest first.
+        """
+        if not self.config.standardise:
+            return list(features)
+        return [
+            (feature - getattr(self, f"mean_{level}")) / getattr(self, f"std_{level}")
+            for level, feature in zip(self.levels, features, strict=True)
+        ]
 
     def pre_codes(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """z^k = A^k(f_E^k) for each level with a codebook, [B, d_q, H_k, W_k]."""
@@ -139,14 +155,14 @@ class LogicalBranch(nn.Module):
         """
         codes: dict[int, Tensor] = {}
         loss = features[0].new_zeros(())
-        due = self._steps % RESTART_INTERVAL == RESTART_INTERVAL - 1
-        restart = self.training and self.config.codebook_restart and due
+        renew = self.training and self._renew
         for level, z in self.pre_codes(features).items():
+            if renew:
+                self._codebook(level).renew(z.detach(), self._generator, restart=self.config.codebook_restart)
             codes[level], level_loss = self._codebook(level)(z)
             loss = loss + level_loss
-            if restart:
-                self._codebook(level).restart_dead(z.detach(), self._generator)
-        self._steps += int(self.training)
+        if renew:
+            self._renew = False
         prior = self.text_prior() if self.text_prior is not None else None
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes)
         return LogicalOutput(decoded, image, loss)
@@ -173,22 +189,26 @@ class LogicalBranch(nn.Module):
         return logical_map(encoder, [output.decoded[i] for i in self._scored], self.image_size)
 
     @torch.no_grad()
-    def initialise_codebooks(self, features: Sequence[Tensor]) -> None:
-        """Start the codes at k-means centres of the first training images, unless the configuration says otherwise.
+    def initialise(self, features: Sequence[Tensor]) -> None:
+        """Prepare for training: channel statistics, and codes at k-means centres (with ``codebook_init="data"``).
 
         Args:
-            features: See `forward`.
+            features: f_E^k of some training images as the backbone gives them, [B, C_k, H/2^k, W/2^k], finest first.
         """
+        for level, feature in zip(self.levels, features, strict=True):
+            std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
+            getattr(self, f"mean_{level}").copy_(mean)
+            getattr(self, f"std_{level}").copy_(std.clamp(min=1e-6))
         if self.config.codebook_init == "data":
-            for level, z in self.pre_codes(features).items():
+            for level, z in self.pre_codes(self.standardise(features)).items():
                 self._codebook(level).fit(z)
 
     def codebook_statistics(self) -> dict[str, float]:
-        """Perplexity and number of dead codes per level since the last call, which starts the count anew."""
+        """Perplexity and number of dead codes per level in the epoch that ends; the next training pass counts anew."""
         statistics: dict[str, float] = {}
         for level in self.vq_levels:
             book = self._codebook(level)
             statistics[f"perplexity_{level}"] = book.perplexity().item()
             statistics[f"dead_codes_{level}"] = float(book.dead().sum())
-            book.reset_usage()
+        self._renew = True
         return statistics

@@ -8,7 +8,7 @@ from torch import nn
 
 from anomalib_npgmf.backbone import Backbone
 from anomalib_npgmf.logical.config import LogicalConfig
-from anomalib_npgmf.logical.model import RESTART_INTERVAL, LogicalBranch
+from anomalib_npgmf.logical.model import LogicalBranch
 
 LEVELS, CHANNELS = (2, 3, 4), (8, 12, 16)
 SIZE = (128, 64)
@@ -51,7 +51,7 @@ def test_decoder_rebuilds_every_level_in_shape(name: str, size: tuple[int, int])
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     branch = make_branch(**changes).train()
     features = make_features(batch=4)  # batch normalisation needs several values at the 1 x 1 context
-    branch.initialise_codebooks(features)
+    branch.initialise(features)
     branch.losses(features, torch.randn(4, 3, *SIZE))["loss"].backward()
     silent = [n for n, p in branch.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert silent == []
@@ -64,7 +64,7 @@ def test_training_lowers_every_loss() -> None:
     branch = make_branch(size=(64, 64)).train()
     features = make_features((64, 64))
     image = torch.randn(2, 3, 64, 64)
-    branch.initialise_codebooks(features)
+    branch.initialise(features)
     optimiser = torch.optim.Adam(branch.parameters(), lr=3e-3)
     first = last = branch.losses(features, image)
     for _ in range(25):
@@ -144,19 +144,21 @@ def test_loss_levels_are_those_that_count() -> None:
     assert not torch.equal(branch.anomaly_map(features, out), branch.anomaly_map(changed, out))
 
 
-def test_dead_codes_are_moved_every_interval() -> None:
+def test_dead_codes_are_moved_after_every_epoch() -> None:
     branch = make_branch(vq_levels=(4,)).train()
     book = branch.codebooks["4"]
     features = make_features()
     with torch.no_grad():
         book.codes[1:] = 1e4  # out of reach
         before = book.codes.clone()
-        branch._steps = RESTART_INTERVAL - 1
         branch(features)
+        assert torch.equal(book.codes, before), "within an epoch codes stay"
+        branch.codebook_statistics()
+        branch.eval()(features)
+        assert torch.equal(book.codes, before), "evaluation changes nothing"
+        branch.train()(features)
     assert torch.equal(book.codes[0], before[0])
     assert (book.codes[1:] < 1e3).all()
-    branch.eval()(features)
-    assert branch._steps == RESTART_INTERVAL, "only training steps count"
 
 
 def test_literal_codes_start_normal_and_stay() -> None:
@@ -165,8 +167,9 @@ def test_literal_codes_start_normal_and_stay() -> None:
     with torch.no_grad():
         book.codes[1:] = 1e4
         before = book.codes.clone()
-        branch.initialise_codebooks(make_features())
-        branch._steps = RESTART_INTERVAL - 1
+        branch.initialise(make_features())
+        branch(make_features())
+        branch.codebook_statistics()
         branch(make_features())
     assert torch.equal(book.codes, before)
 
@@ -175,7 +178,7 @@ def test_data_start_uses_the_features() -> None:
     branch = make_branch(vq_levels=(4,)).eval()
     features = make_features()
     z = branch.pre_codes(features)[4]
-    branch.initialise_codebooks(features)
+    branch.initialise(features)
     quantised, _ = branch.codebooks["4"](z)
     assert (quantised - z).square().mean() < 0.5 * z.var()
     maps = branch.code_maps(features)
@@ -188,7 +191,9 @@ def test_statistics_name_their_level_and_start_anew() -> None:
     statistics = branch.codebook_statistics()
     assert sorted(statistics) == ["dead_codes_3", "dead_codes_4", "perplexity_3", "perplexity_4"]
     assert 1 <= statistics["perplexity_3"] <= 16
-    assert branch.codebooks["3"].usage.sum() == 0
+    counted = branch.codebooks["3"].usage.sum()
+    branch(make_features())
+    assert branch.codebooks["3"].usage.sum() == counted, "the count of the next epoch starts at zero"
 
 
 @pytest.mark.parametrize(
@@ -227,3 +232,13 @@ def test_image_head_ends_linear() -> None:
     with torch.no_grad():
         convolutions[-1].bias.fill_(-4.0)
     assert branch(make_features()).reconstruction.min() < 0
+
+
+def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
+    branch = make_branch(standardise=True)
+    features = [3 + 5 * feature for feature in make_features()]
+    branch.initialise(features)
+    for level in branch.standardise(features):
+        torch.testing.assert_close(level.mean((0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=1e-4, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(make_branch().standardise(features), features, strict=True))

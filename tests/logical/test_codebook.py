@@ -116,7 +116,7 @@ def test_restart_moves_dead_codes_only() -> None:
     before = book.codes.detach().clone()
     book.usage.copy_(torch.tensor([100.0, 0.0, 50.0, 0.0, 10.0]))
     z = torch.randn(1, 3, 4, 4)
-    assert book.restart_dead(z, torch.Generator().manual_seed(0)) == 2
+    assert book.renew(z, torch.Generator().manual_seed(0), restart=True) == 2
     moved = (book.codes.detach() != before).any(dim=1)
     assert moved.tolist() == [False, True, False, True, False]
     assert torch.cdist(book.codes.detach()[moved], as_rows(z)).min(dim=1).values.max() == 0, "moved onto data"
@@ -138,7 +138,7 @@ def test_codes_do_not_collapse(start: str, restart: bool) -> None:
         book(z)[1].backward()
         optimiser.step()
         if restart and step % 20 == 19:
-            book.restart_dead(z, generator)
+            book.renew(z, generator, restart=True)
     book.reset_usage()
     book(z)
     assert book.perplexity() > 8
