@@ -1,0 +1,7 @@
+"""Composition read-out: how much of what an image shows, independent of where."""
+
+from anomalib_npgmf.composition.config import CompositionConfig
+from anomalib_npgmf.composition.explanation import Explanation
+from anomalib_npgmf.composition.model import CompositionBranch, CompositionOutput
+
+__all__ = ["CompositionBranch", "CompositionConfig", "CompositionOutput", "Explanation"]

@@ -1,0 +1,84 @@
+"""Soft codes of frozen features: to which of a few clusters of normal patches each patch belongs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+_MAX_PATCHES = 20_000  # per k-means; more move the centres less than another start does
+
+
+class SoftCodes(nn.Module):
+    """Several codebooks for one feature level, each the k-means centres of normal patches.
+
+    A patch x belongs to code c with the probability that a mixture of equal spherical Gaussians around the codes gives
+    it, ``a_c(x) = softmax_c(-|x - c|^2 / t)``, t being the median squared distance of a normal patch to its nearest
+    code. Against counting nearest codes this keeps the amount of a code from jumping when a patch lies between two.
+    Since ``|x|^2`` cancels in the softmax, all codebooks together are one 1x1 convolution.
+
+    Args:
+        channels: Channels C of the features.
+        size: Codes K per codebook.
+        books: Number R of codebooks.
+
+    Attributes:
+        weight: ``2 c / t``, [R, K, C].
+        bias: ``-|c|^2 / t``, [R, K].
+
+    Example:
+        >>> codes = SoftCodes(2, size=2, books=1)
+        >>> codes.fit(torch.tensor([[0.0, 0.0], [0.0, 0.2], [4.0, 4.0], [4.0, 4.2]]))
+        >>> assignment = codes(torch.tensor([[0.0, 4.0], [0.0, 4.0]]).view(1, 2, 1, 2))
+        >>> assignment.shape, assignment.amax(dim=2).flatten().tolist()
+        (torch.Size([1, 1, 2, 1, 2]), [1.0, 1.0])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, channels: int, size: int, books: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(books, size, channels))
+        self.register_buffer("bias", torch.zeros(books, size))
+
+    def fit(self, patches: Tensor, projection: Tensor | None = None) -> None:
+        """Fit the codebooks; deterministic in the patches and their order.
+
+        Args:
+            patches: Normal patches, [N, C], or [N, d] in the coordinates of ``projection``.
+            projection: Orthonormal directions [C, d] onto which the patches were projected, ``None`` if they were not.
+
+        Raises:
+            ValueError: If there are fewer patches than codes.
+        """
+        books, size, _ = self.weight.shape
+        if len(patches) < size:
+            msg = f"{size} codes need as many patches, but there are {len(patches)}; lower codebook_size."
+            raise ValueError(msg)
+        for book in range(books):
+            order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(book))[:_MAX_PATCHES]
+            sample = patches[order.to(patches.device)].float().cpu()
+            means = KMeans(size, n_init=1, max_iter=50, random_state=book).fit(sample.numpy()).cluster_centers_
+            centres = torch.from_numpy(means).to(sample)
+            nearest = torch.cdist(sample, centres).amin(dim=1).square()
+            temperature = nearest.median().clamp_min(torch.finfo(torch.float32).eps)
+            self.bias[book] = -centres.square().sum(dim=1) / temperature
+            weight = 2 * centres / temperature
+            # <P^T x, c> = <x, P c>: the codes move to the features, so nothing is projected at inference.
+            self.weight[book] = weight if projection is None else weight @ projection.to(weight).T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Assign every patch to the codes.
+
+        Args:
+            features: [B, C, H, W].
+
+        Returns:
+            Memberships, [B, R, K, H, W], that add up to one over the codes of each codebook.
+        """
+        books, size, channels = self.weight.shape
+        kernel = self.weight.reshape(books * size, channels, 1, 1)
+        logits = F.conv2d(features.float(), kernel, self.bias.flatten())
+        return logits.unflatten(1, (books, size)).softmax(dim=2)

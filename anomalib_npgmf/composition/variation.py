@@ -1,0 +1,76 @@
+"""Normal variation of composition vectors: a Gaussian with shrunk covariance."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+
+
+class NormalVariation(nn.Module):
+    """Gaussians over the composition vectors of normal images, one for each codebook.
+
+    The covariance is shrunk as in Ledoit and Wolf (J. Multivar. Anal. 88, 2004), for training images are few against
+    the length of a vector. Its inverse is scaled so that training images have a mean squared distance of one; then
+    codebooks count alike in a mean.
+
+    Args:
+        books: Number R of codebooks.
+        size: Codes K per codebook.
+
+    Attributes:
+        mean: [R, K].
+        precision: [R, K, K].
+
+    Example:
+        >>> variation = NormalVariation(1, 2)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> normal = torch.randn(200, 1, 2, generator=generator) * torch.tensor([1.0, 0.1])
+        >>> variation.fit(normal)
+        >>> deviation, gradient = variation(normal)
+        >>> round((deviation * gradient).sum(-1).mean().item(), 3)
+        1.0
+        >>> deviation, gradient = variation(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]]))
+        >>> squared = (deviation * gradient).sum(-1).flatten()
+        >>> bool(squared[0] > 20 * squared[1])
+        True
+    """
+
+    mean: Tensor
+    precision: Tensor
+
+    def __init__(self, books: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(books, size))
+        self.register_buffer("precision", torch.zeros(books, size, size))
+
+    def fit(self, vectors: Tensor) -> None:
+        """Fit to normal images.
+
+        Args:
+            vectors: Their composition vectors, [N, R, K].
+
+        Raises:
+            ValueError: If there are fewer than two images.
+        """
+        if len(vectors) < 2:
+            msg = f"The variation of normal images cannot be learnt from {len(vectors)} image(s); give at least two."
+            raise ValueError(msg)
+        for book, block in enumerate(vectors.double().cpu().unbind(dim=1)):
+            model = LedoitWolf().fit(block.numpy())
+            squared = model.mahalanobis(block.numpy()).mean()
+            self.mean[book] = torch.from_numpy(model.location_)
+            self.precision[book] = torch.from_numpy(model.precision_ / max(squared, 1e-12))
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Deviation from the mean, and half the gradient of the squared Mahalanobis distance.
+
+        Args:
+            vectors: [B, R, K].
+
+        Returns:
+            ``x = v - mean`` and ``P x``, both [B, R, K]; the sum of their product over K is the squared distance.
+        """
+        deviation = vectors - self.mean
+        gradient = (self.precision @ deviation.unsqueeze(-1)).squeeze(-1)
+        return deviation, gradient
