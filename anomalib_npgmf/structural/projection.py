@@ -32,7 +32,7 @@ def projected_dim(num_points: int, eps: float = EPS) -> int:
         >>> projected_dim(60_000)
         271
     """
-    return int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3))
+    return max(1, int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3)))
 
 
 def draw_projection(num_points: int, dim: int, seed: int) -> tuple[Tensor | None, int]:
