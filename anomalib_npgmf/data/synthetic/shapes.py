@@ -1,3 +1,6 @@
+# Copyright (C) 2026 The anomalib-npgmf authors
+# SPDX-License-Identifier: Apache-2.0
+
 """Signed distance functions (negative inside) and height profiles of simple bodies, in scene units."""
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Array = NDArray[np.floating[Any]]
+    Array = NDArray[Any]
 
 
 def disc(u: Array, v: Array, radius: float) -> Array:
@@ -23,7 +26,7 @@ def disc(u: Array, v: Array, radius: float) -> Array:
     return np.hypot(u, v) - radius
 
 
-def box(u: Array, v: Array, half_length: float, half_width: float, corner: float = 0.0) -> Array:
+def box(u: Array, v: Array, half_length: float, half_width: Array | float, corner: float = 0.0) -> Array:
     """Distance to a rectangle with rounded corners.
 
     Example:

@@ -1,3 +1,6 @@
+# Copyright (C) 2026 The anomalib-npgmf authors
+# SPDX-License-Identifier: Apache-2.0
+
 """How many: four round tablets and three capsules lie anywhere in a dish."""
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 
 _TABLET_AREA = 570.0
 _CAPSULE_AREA = 685.0
-_LID = (0.62, 0.16, 0.13)
-_SHELL = (0.82, 0.72, 0.45)
+_LID = (0.60, 0.34, 0.16)
+_SHELL = (0.74, 0.58, 0.30)
 
 
 class TabletDish(Scene):
@@ -31,7 +34,7 @@ class TabletDish(Scene):
         DefectKind("missing_capsule", "logical_anomalies", _CAPSULE_AREA),
         DefectKind("extra_capsule", "logical_anomalies", _CAPSULE_AREA),
     )
-    damages: ClassVar[tuple[str, ...]] = ("dent", "chip", "stain", "scratch", "fibre")
+    damages: ClassVar[tuple[str, ...]] = ("crumb", "chip", "stain", "scratch", "fibre")
     damage_size: ClassVar[float] = 1.5
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
@@ -44,7 +47,7 @@ class TabletDish(Scene):
         background = surface.copy()
 
         # The square inside the round floor; its corners touch the wall.
-        places = scatter([Outline(13.5, 12)] * capsules + [Outline(0, 17)] * tablets, 80, 80, rng)
+        places = scatter([Outline(13.5, 13)] * capsules + [Outline(0, 18)] * tablets, 80, 80, rng)
         drawn = [_capsule(surface, p.x, p.y, p.angle) for p in places[:capsules]]
         drawn += [_tablet(surface, p.x, p.y, p.angle) for p in places[capsules:]]
 
@@ -64,7 +67,7 @@ def _dish(surface: Surface, rng: np.random.Generator) -> Mask:
     tone = np.array([0.55, 0.56, 0.58], np.float32) * rng.uniform(0.92, 1.08)
     # Turned on a lathe: fine rings around the middle.
     ring = np.sin(np.hypot(frame.u, frame.v) * rng.uniform(1.4, 1.8))[..., None]
-    surface.stamp(frame, outer, tone * (1 + 0.03 * ring), 0.08 * ring[..., 0], gloss=0.12)
+    surface.stamp(frame, outer, tone * (1 + 0.012 * ring), 0.03 * ring[..., 0], gloss=0.12)
     rim = np.maximum(outer, -inner)
     surface.stamp(frame, rim, tone, bevel(rim, 6.0, 4.5), gloss=0.25)
     mask = np.zeros(surface.height.shape, bool)
@@ -76,7 +79,7 @@ def _tablet(surface: Surface, x: float, y: float, angle: float) -> Mask:
     frame = surface.frame(x, y, angle, 18)
     body = disc(frame.u, frame.v, 13.5)
     score = np.exp(-((frame.v / 0.9) ** 2))
-    return surface.stamp(frame, body, (0.86, 0.84, 0.80), 1 + bevel(body, 5.0, 4.0) - 1.2 * score, gloss=0.1)
+    return surface.stamp(frame, body, (0.86, 0.84, 0.80), 1 + bevel(body, 5.0, 4.0) - 0.8 * score, gloss=0.1)
 
 
 def _capsule(surface: Surface, x: float, y: float, angle: float) -> Mask:
