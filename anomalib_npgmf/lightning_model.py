@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch, Folder, ImageBatch
+from anomalib.data import AnomalibDataModule, Batch, Folder, ImageBatch
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -20,11 +21,15 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm import tqdm
 
 from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
+from anomalib_npgmf.checkpoint import check_checkpoint, unreadable
+from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.export.mixin import NpgmfExport
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
-from anomalib_npgmf.merging import MapStatistics, gather_list
+from anomalib_npgmf.merging import BRANCHES, MapStatistics, gather_list
 from anomalib_npgmf.metrics import loco_metrics
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.presets import resolve
+from anomalib_npgmf.resize import exportable
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
 
 logger = logging.getLogger(__name__)
@@ -35,15 +40,15 @@ GRADIENT_CLIP = 1.0
 INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
 
-class Npgmf(AnomalibModule):
-    """NPGMF: normal prior guided multi-semantic fusion (arXiv 2506.18544).
+class Npgmf(NpgmfExport, AnomalibModule):
+    """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
     frozen features under normal priors (logical branch), and adds their calibrated maps.
 
     Args:
-        preset: Configuration to start from: ``paper``, ``literal``, ``fast`` or ``small``; arguments that are given
-            override it.
+        preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
+            given override it.
         backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, timm's
             published weights are fetched (preset ``small``: random ones).
@@ -63,6 +68,8 @@ class Npgmf(AnomalibModule):
         learning_rate: Learning rate of Adam.
         logical: Fields of ``anomalib_npgmf.logical.config.LogicalConfig`` to override.
         structural: Fields of ``anomalib_npgmf.structural.config.StructuralConfig`` to override.
+        composition: Whether the composition read-out, which sees how much there is of everything, joins the branches,
+            or fields of ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -97,6 +104,7 @@ class Npgmf(AnomalibModule):
         learning_rate: float | None = None,
         logical: dict[str, Any] | None = None,
         structural: dict[str, Any] | None = None,
+        composition: bool | dict[str, Any] | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -117,9 +125,11 @@ class Npgmf(AnomalibModule):
             "branches": branches,
             "learning_rate": learning_rate,
         }
-        self.settings = resolve(preset, overrides, logical, structural)
+        self.settings = resolve(preset, overrides, logical, structural, composition)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        self._keep_antialiasing()
         self.prompt, self.clip_weights = prompt, clip_weights
+        self.category = ""
         self.model: NpgmfModel = NpgmfModel(self.settings)
         self.branch_maps: BranchMaps | None = None
         self._weights_ready = False
@@ -195,6 +205,7 @@ class Npgmf(AnomalibModule):
             self._weights_ready = True
         self._calibrated_at = -1
         self._structural_maps = {}
+        self.category = self._category()
         datamodule = getattr(self.trainer, "datamodule", None)
         self._calibration_data = None if datamodule is None else split_for_calibration(datamodule)
 
@@ -213,6 +224,7 @@ class Npgmf(AnomalibModule):
             msg = "The text prior needs the category's name, which the data module does not give; set prompt."
             raise ValueError(msg)
         logger.info("Text prior: %r", caption)
+        self.prompt = caption
         self.model.logical.text_prior.set_embedding(encode_caption(caption, weights=self.clip_weights))
 
     def _category(self) -> str:
@@ -221,15 +233,15 @@ class Npgmf(AnomalibModule):
         return str(datamodule.name) if not category and isinstance(datamodule, Folder) else str(category)
 
     def on_train_start(self) -> None:
-        """Collect the memory bank and start the codebooks at normal features, unless a checkpoint brought them."""
+        """Fit what is not trained and start the codebooks at normal features, unless a checkpoint brought them."""
         if self.trainer.ckpt_path is not None and self._is_complete():
             return
         assert self.trainer.train_dataloader is not None
         loader = self._loader(self.trainer.train_dataloader.dataset)
         if self.model.logical is not None:
             self.model.initialise(self._first_images(loader))
-        if self.model.structural is not None:
-            self._collect_bank(loader)
+        if self.model.structural is not None or self.model.composition is not None:
+            self._collect(loader)
 
     def _first_images(self, loader: DataLoader[Any]) -> Tensor:
         images: list[Tensor] = []
@@ -243,13 +255,20 @@ class Npgmf(AnomalibModule):
         return self.model.structural is None or len(self.model.structural.bank) > 0
 
     @torch.no_grad()
-    def _collect_bank(self, loader: DataLoader[Any]) -> None:
-        structural = self.model.structural
-        assert structural is not None
-        for batch in self._progress(loader, "Collecting the memory bank"):
-            _, features = self.model.features(self._normalised(batch.image.to(self.device)))
-            structural.collect(features, keys=[str(path) for path in batch.image_path])
-        structural.finish(progress=self._shows_progress)
+    def _collect(self, loader: DataLoader[Any]) -> None:
+        """Fit memory bank and composition read-out to all training images, in one pass."""
+        structural, composition = self.model.structural, self.model.composition
+        for batch in self._progress(loader, "Collecting normal features"):
+            features = self.model.features(self._normalised(batch.image.to(self.device)))
+            keys = [str(path) for path in batch.image_path]
+            if structural is not None:
+                structural.collect(features.structural, keys)
+            if composition is not None:
+                composition.collect(features.composition, keys)
+        if structural is not None:
+            structural.finish(progress=self._shows_progress)
+        if composition is not None:
+            composition.finish()
 
     # ---------------------------------------------------------------- training
 
@@ -305,19 +324,42 @@ class Npgmf(AnomalibModule):
                 msg = "There are no normal validation images to calibrate on; pass a data module or a loader of them."
                 raise ValueError(msg)
             self._calibration_data = normal_images(loaders.dataset)
+        self._calibrate_on(self._loader(self._calibration_data))
+
+    @torch.no_grad()
+    def calibrate(self, datamodule: AnomalibDataModule) -> None:
+        """Compute the statistics of the maps and the threshold anew, without training.
+
+        Args:
+            datamodule: Data of the category; its calibration images are used.
+        """
+        datamodule.setup("fit")
+        view = plain(split_for_calibration(datamodule), self.settings.image_size)
+        restore_training_data(datamodule)
+        self._structural_maps = {}
+        self._calibrate_on(DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))
+
+    def _calibrate_on(self, loader: Iterable[Any]) -> None:
         training = self.model.training
         self.model.eval()
         statistics: dict[str, MapStatistics] = {}
         kept: list[dict[str, Tensor]] = []
-        for batch in self._loader(self._calibration_data):
+        for batch in loader:
             batch.image = self._normalised(batch.image.to(self.device))
             maps = self._maps_with_memory(batch)
-            for branch, raw in maps.items():
-                statistics.setdefault(branch, MapStatistics()).update(self.model.merger.resize(raw))
+            for branch in maps.keys() & set(BRANCHES):
+                statistics.setdefault(branch, MapStatistics()).update(self.model.merger.resize(maps[branch]))
             kept.append({branch: raw.cpu() for branch, raw in maps.items()})
         for branch_statistics in statistics.values():
             branch_statistics.synchronise()
         self.model.merger.calibrate({branch: (s.mean, s.std) for branch, s in statistics.items()})
+        if self.model.merger.composition is not None:
+            peaks: list[tuple[float, float]] = []
+            for maps in kept:
+                merged = self.model.merger.merge_branches({name: raw.to(self.device) for name, raw in maps.items()})
+                assert merged is not None
+                peaks += zip(merged.amax((1, 2, 3)).tolist(), maps["composition"].amax((1, 2, 3)).tolist(), strict=True)
+            self.model.merger.composition.calibrate(*torch.tensor(gather_list(peaks)).T)
         if isinstance(self.post_processor, CalibratedPostProcessor):
             scores: list[float] = []
             for maps in kept:
@@ -365,6 +407,45 @@ class Npgmf(AnomalibModule):
     def _progress(self, items: Iterable[Any], description: str) -> Iterable[Any]:
         return tqdm(items, desc=description, disable=not self._shows_progress)
 
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the checkpoint say what it is; see `anomalib_npgmf.export.describe`."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY] = self.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        check_checkpoint(checkpoint, self, self.hparams["preset"])
+        super().on_load_checkpoint(checkpoint)
+        self._keep_antialiasing()
+        self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
+        """As `anomalib.models.AnomalibModule.load_from_checkpoint`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, foreign or of another architecture.
+        """
+        try:
+            model: Npgmf = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except (ValueError, FileNotFoundError):
+            raise
+        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
+            raise unreadable(checkpoint_path, error) from error
+        return model
+
+    def _keep_antialiasing(self) -> None:
+        """Resize in `forward` and in exported files as in training; anomalib leaves the antialiasing out there."""
+        if isinstance(self.pre_processor, PreProcessor):
+            self.pre_processor.export_transform = exportable(self.pre_processor.transform)
+
     # ---------------------------------------------------------------- inference
 
     def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -376,16 +457,6 @@ class Npgmf(AnomalibModule):
         """As `test_step`."""
         del batch_idx, dataloader_idx
         return self._predict(batch)
-
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
-        """See `anomalib.models.components.base.export_mixin.ExportMixin`; a model that was not trained is refused."""
-        self._require_training()
-        return super().to_torch(*args, **kwargs)
-
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
-        """As `to_torch`; the way to OpenVINO leads through here as well."""
-        self._require_training()
-        return super().to_onnx(*args, **kwargs)
 
     def _require_training(self) -> None:
         if not self.model.merger.calibrated:
