@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def run_cell(cell: Cell, files: dict[str, Path]) -> dict[str, Any]:
 
     Returns:
         Plain data: ``metrics`` by map (see `TestPass`), ``images`` (scores by map, by path relative to the data set's
-        root), ``training`` (what was logged at the end of the fit), ``model`` (its size), ``seconds``, ``weights``
+        root), ``training`` (what was logged at the end of the fit), ``model`` (size, settings), ``seconds``, ``weights``
         (SHA-256 by timm name) and ``peak_memory``.
     """
     register()
@@ -110,6 +111,9 @@ def _describe(model: AnomalibModule) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
     }
     if isinstance(model, Npgmf):
+        # presets may change between versions; local paths stay out
+        settings = asdict(model.settings)
+        size["settings"] = {name: value for name, value in settings.items() if not name.endswith("_weights")}
         merger = model.model.merger
         size["calibration"] = {"mean": merger.mean.tolist(), "std": merger.std.tolist()}
         if model.model.structural is not None:
