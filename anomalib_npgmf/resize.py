@@ -9,10 +9,9 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transf
 def resize_matrix(before: Tensor, after: int) -> Tensor:
     """Weights of antialiased bilinear resizing along one side.
 
-    Output i averages the inputs j with a triangle around the same place of the image, whose half width is one pixel of the
-    coarser grid. Written in whole numbers, which float32 holds exactly for every image of up to 8,000 pixels, so that all
-    runtimes agree on the weights: ``w_ij ~ max(0, 1 - |(2j + 1) a - (2i + 1) b| / (2 max(a, b)))`` with b pixels before and
-    a after.
+    Output i averages the inputs j with a triangle around the same place of the image, whose half width is one pixel of
+    the coarser grid: ``w_ij ~ max(0, 1 - |(2j + 1) a - (2i + 1) b| / (2 max(a, b)))`` with b pixels before and a after.
+    Written in whole numbers, which float32 holds exactly for images of up to 8,000 pixels, so that all runtimes agree.
 
     Args:
         before: Pixel numbers 0, 1, ..., b - 1 as float32, [b]; b may be symbolic.

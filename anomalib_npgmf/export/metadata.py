@@ -1,0 +1,112 @@
+"""What an exported file says about itself, written into it and read back without running it."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+KEY = "anomalib_npgmf"
+_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, RuntimeError, ElementTree.ParseError, zipfile.BadZipFile)
+
+
+def write_onnx(path: Path, metadata: dict[str, Any]) -> None:
+    """Add the metadata to an ONNX file; weights that lie in a file beside it stay there.
+
+    Args:
+        path: The file.
+        metadata: Plain data.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
+    onnx.save_model(model, path)
+
+
+def write_torch(path: Path, metadata: dict[str, Any]) -> None:
+    """Add the metadata to a file of ``torch.save``, as one more member of its zip archive."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{KEY}.json", json.dumps(metadata))
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What an exported file or a checkpoint of Npgmf says about itself. Runs no code that the file holds.
+
+    Args:
+        path: An ``.onnx``, ``.xml`` (OpenVINO), ``.pt`` or ``.ckpt`` file.
+
+    Returns:
+        The metadata: ``version`` of this package, ``preset``, ``backbone``, ``branches``, ``category``, ``prompt``,
+        ``image_size`` that images are resized to, ``calibration`` (mean, standard deviation and weight of each branch
+        map), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean raw score of normal images, 0.25
+        after normalisation), ``bank_size``, ``calibrated_for_bank`` (false if the bank was shrunk without data),
+        ``input_size`` (``None``: any) and ``date`` (UTC).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, foreign or of an unknown kind.
+
+    Example:
+        >>> describe("model.onnx")["category"]  # doctest: +SKIP
+        'breakfast_box'
+    """
+    path = Path(path)
+    if path.suffix not in _READERS:
+        msg = f"{path.name} is none of the files that can be described: {', '.join(_READERS)}."
+        raise ValueError(msg)
+    if not path.is_file():
+        msg = f"There is no file at {path}."
+        raise FileNotFoundError(msg)
+    try:
+        metadata = _READERS[path.suffix](path)
+    except _READ_ERRORS as error:
+        msg = f"{path} cannot be read ({type(error).__name__}); it is truncated or foreign: copy or export it again."
+        raise ValueError(msg) from error
+    if metadata is None:
+        msg = f"{path} is readable but says nothing about Npgmf; it was written by another model or program."
+        raise ValueError(msg)
+    return dict(metadata)
+
+
+def _read_onnx(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    if not model.graph.output:
+        raise EOFError
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (path.parent / entry.value).is_file():
+                raise FileNotFoundError(entry.value)
+    return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY), None)
+
+
+def _read_openvino(path: Path) -> Any:
+    root = ElementTree.parse(path).getroot()
+    ends = [int(data.get("offset", 0)) + int(data.get("size", 0)) for data in root.iter("data") if data.get("size")]
+    if ends and path.with_suffix(".bin").stat().st_size < max(ends):
+        raise EOFError
+    entry = root.find(f"./rt_info/framework/{KEY}")
+    return None if entry is None else json.loads(entry.get("value", ""))
+
+
+def _read_torch(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        name = f"{KEY}.json"
+        return json.loads(archive.read(name)) if name in archive.namelist() else None
+
+
+def _read_checkpoint(path: Path) -> Any:
+    import torch
+    from anomalib.utils.serialization import anomalib_safe_globals
+
+    with anomalib_safe_globals():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY)
+
+
+_READERS = {".onnx": _read_onnx, ".xml": _read_openvino, ".pt": _read_torch, ".ckpt": _read_checkpoint}

@@ -1,0 +1,115 @@
+"""INT8 for the networks; distances, codes, merging and smoothing stay in float."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from torchvision.transforms.v2.functional import resize
+
+from anomalib_npgmf.calibration_split import restore_training_data, split_for_calibration
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module that a node comes from
+# Modules whose results are differences of nearly equal numbers or go straight into the scores.
+FLOAT_MODULES = ("codebook", "structural", "merger", "pre_processor", "post_processor", "resize_")
+
+
+def name_by_scope(path: Path) -> None:
+    """Name the nodes of an ONNX file after the modules that they come from, such as ``model.merger.blur/node_conv2d``.
+
+    Quantisation finds by these names what to leave in float, and the file becomes readable.
+
+    Args:
+        path: The file.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+        node.name = f"{modules[-1]}/{node.name}" if modules else node.name
+    onnx.save_model(model, path)
+
+
+def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str]:
+    """Names of the operations of an OpenVINO model that must stay in float.
+
+    Args:
+        model: ``openvino.Model`` converted from a file that `name_by_scope` went over.
+        bank_shape: Patches and dimensions of the memory bank; ``None`` without one.
+
+    Returns:
+        Friendly names: operations of `FLOAT_MODULES` and those that read the bank.
+    """
+    names = []
+    for operation in model.get_ops():
+        module = operation.get_friendly_name().rpartition("/")[0]
+        if any(part in module for part in FLOAT_MODULES) or _reads(operation, bank_shape):
+            names.append(operation.get_friendly_name())
+    return names
+
+
+def _reads(operation: Any, shape: tuple[int, int] | None) -> bool:
+    if shape is None:
+        return False
+    sources = [value.get_source_output() for value in operation.inputs()]
+    return any(
+        source.get_partial_shape().is_static and tuple(source.get_shape()) in (shape, shape[::-1]) for source in sources
+    )
+
+
+def _ignored(model: Any, bank_shape: tuple[int, int] | None, types: tuple[str, ...] = ()) -> Any:
+    import nncf
+
+    # Not every operation of the list is one that nncf would touch.
+    return nncf.IgnoredScope(names=float_operations(model, bank_shape), types=list(types), validate=False)
+
+
+def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
+    """Store the networks' weights in 8 bits; computation stays in float.
+
+    Args:
+        model: ``openvino.Model``.
+        bank_shape: See `float_operations`.
+
+    Returns:
+        The compressed model.
+    """
+    import nncf
+
+    return nncf.compress_weights(model, ignored_scope=_ignored(model, bank_shape))
+
+
+def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: AnomalibDataModule) -> Any:
+    """Compute the convolutions in 8 bits.
+
+    Ranges are observed on the normal images that calibrate the scores as well: anomalib takes the whole validation set,
+    which in some data modules is the test set. The images are not normalised, for the graph does that.
+
+    Args:
+        model: ``openvino.Model``.
+        bank_shape: See `float_operations`.
+        datamodule: Data of the category.
+
+    Returns:
+        The quantised model.
+    """
+    import nncf
+
+    datamodule.setup("fit")
+    data = split_for_calibration(datamodule)
+    restore_training_data(datamodule)
+    shape = model.input(0).partial_shape
+    fixed = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static else None
+
+    def image(index: int) -> Any:
+        item = data[index].image
+        return (item if fixed is None else resize(item, list(fixed), antialias=True)).unsqueeze(0).numpy()
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(range(len(data)), image),
+        subset_size=len(data),
+        ignored_scope=_ignored(model, bank_shape, ("MatMul",)),
+    )
