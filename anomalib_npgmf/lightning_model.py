@@ -192,17 +192,13 @@ class Npgmf(NpgmfExport, AnomalibModule):
     # ---------------------------------------------------------------- before training
 
     def setup(self, stage: str) -> None:
-        """Prepare a fit: weights, text embedding and calibration images."""
+        """Prepare a fit: number of epochs and calibration images."""
         if stage != "fit":
             return
         self.trainer.num_sanity_val_steps = 0  # there is nothing to predict before the bank is collected
         epochs = self.trainer.fit_loop.max_epochs
         if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
             self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
-        if not self._weights_ready and self.trainer.ckpt_path is None:
-            self.model.load_weights()
-            self._embed_category()
-            self._weights_ready = True
         self._calibrated_at = -1
         self._structural_maps = {}
         self.category = self._category()
@@ -214,6 +210,13 @@ class Npgmf(NpgmfExport, AnomalibModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and datamodule is not None:
             restore_training_data(datamodule)
+
+    def on_fit_start(self) -> None:
+        """Load the weights and embed the category, unless a checkpoint, which is restored after `setup`, brought them."""
+        if not self._weights_ready:
+            self.model.load_weights()
+            self._embed_category()
+            self._weights_ready = True
 
     def _embed_category(self) -> None:
         if self.model.logical is None or self.settings.text_prior != "clip":
@@ -424,6 +427,7 @@ class Npgmf(NpgmfExport, AnomalibModule):
         super().on_load_checkpoint(checkpoint)
         self._keep_antialiasing()
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
+        self._weights_ready = True
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
