@@ -76,6 +76,61 @@ class MapStatistics:
             self.combine(*block)
 
 
+class CompositionMerger(nn.Module):
+    """Adds the composition map to the merged map of the branches.
+
+    Both are brought to the same unit, the standard deviation of the image score over normal images:
+    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C)``. S is the branches' map, whose maximum is their image score, and C the
+    composition map, whose maximum is the composition distance. The image score, the maximum of the result, is then the
+    larger one of the two calibrated scores.
+
+    Attributes:
+        mean: mu_S and mu_C.
+        std: sd_S and sd_C.
+
+    Example:
+        >>> merger = CompositionMerger()
+        >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]))
+        >>> branches, composition = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[3.0, 0.0]]]])
+        >>> merger(branches, composition).amax().item() == (3.0 - 1.0) / 0.5
+        True
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("std", torch.ones(2))
+
+    def calibrate(self, scores: Tensor, distances: Tensor) -> None:
+        """Fix mean and standard deviation.
+
+        Args:
+            scores: Image scores of the branches on normal images that nothing was fitted on, [N].
+            distances: Composition distances of the same images, [N].
+        """
+        for index, values in enumerate((scores, distances)):
+            self.mean[index] = values.double().mean()
+            self.std[index] = values.double().std(correction=0).clamp_min(1e-6)
+
+    def forward(self, branches: Tensor | None, composition: Tensor) -> Tensor:
+        """Combine.
+
+        Args:
+            branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.
+            composition: Composition map, [B, 1, H, W].
+
+        Returns:
+            [B, 1, H, W].
+        """
+        surplus = (composition - self.mean[1]) / self.std[1]
+        if branches is None:
+            return surplus
+        return torch.maximum((branches - self.mean[0]) / self.std[0], surplus)
+
+
 class MapMerger(nn.Module):
     """Eq. 11: ``S = w_log (S_log - mu_log) / sd_log + w_str (S_str - mu_str) / sd_str``, then a Gaussian filter.
 
@@ -83,10 +138,12 @@ class MapMerger(nn.Module):
         size: Height and width at which the maps meet.
         logical_weight: w_log.
         structural_weight: w_str.
+        composition: Whether a composition map joins the branches' maps.
 
     Attributes:
         mean: mu of the logical and the structural map.
         std: Their standard deviation.
+        composition: Where the composition map joins, see `CompositionMerger`.
 
     Example:
         >>> merger = MapMerger((64, 64), 1.0, 3.0)
@@ -100,7 +157,9 @@ class MapMerger(nn.Module):
     std: Tensor
     calibrated: Tensor
 
-    def __init__(self, size: tuple[int, int], logical_weight: float, structural_weight: float) -> None:
+    def __init__(
+        self, size: tuple[int, int], logical_weight: float, structural_weight: float, *, composition: bool = False
+    ) -> None:
         super().__init__()
         for name, weight in (("logical_weight", logical_weight), ("structural_weight", structural_weight)):
             if not weight >= 0:
@@ -114,6 +173,7 @@ class MapMerger(nn.Module):
         self.register_buffer("mean", torch.zeros(len(BRANCHES)))
         self.register_buffer("std", torch.ones(len(BRANCHES)))
         self.register_buffer("calibrated", torch.tensor(False))
+        self.composition = CompositionMerger() if composition else None
         self.blur = GaussianBlur2d(sigma=SMOOTHING_SIGMA * min(size) / 256)
 
     def calibrate(self, statistics: dict[str, tuple[float, float]]) -> None:
@@ -154,20 +214,41 @@ class MapMerger(nn.Module):
         out: Tensor = self.blur(self.weights[branch] * z)
         return out
 
-    def forward(self, maps: dict[str, Tensor]) -> Tensor:
-        """Merge the maps of the branches that are present.
+    def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
+        """Eq. 11 without the composition map.
 
         Args:
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Merged and smoothed map, [B, 1, H, W]. A single branch counts with weight one.
+            Merged and smoothed map, [B, 1, H, W]; a single branch counts with weight one. ``None`` without any.
         """
+        branches = [branch for branch in BRANCHES if branch in maps]
         total = None
-        for index, branch in enumerate(BRANCHES):
-            if branch in maps:
-                weight = self.weights[branch] if len(maps) > 1 else 1.0
-                part = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
-                total = part if total is None else total + part
-        out: Tensor = self.blur(total)
-        return out
+        for branch in branches:
+            index = BRANCHES.index(branch)
+            weight = self.weights[branch] if len(branches) > 1 else 1.0
+            part = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
+            total = part if total is None else total + part
+        return None if total is None else self.blur(total)
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Merge the maps that are present.
+
+        Args:
+            maps: Raw maps, [B, 1, h, w] each, by branch, and the composition map as ``"composition"``.
+
+        Returns:
+            Merged map, [B, 1, H, W].
+
+        Raises:
+            ValueError: If there is no map.
+        """
+        merged = self.merge_branches(maps)
+        composition = maps.get("composition")
+        if self.composition is not None and composition is not None:
+            return self.composition(merged, self.resize(composition))
+        if merged is None:
+            msg = f"There is nothing to merge among {sorted(maps)}; give a map of a branch."
+            raise ValueError(msg)
+        return merged

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 
@@ -27,6 +28,7 @@ class ModelConfig:
         epochs: Epochs where the trainer is not told otherwise.
         logical: The logical branch's details.
         structural: The structural branch's details.
+        composition: The composition read-out's details; ``None`` leaves it out. It reads the encoder's features.
     """
 
     backbone: str = "resnet101.tv_in1k"
@@ -43,6 +45,7 @@ class ModelConfig:
     epochs: int = 50
     logical: LogicalConfig = field(default_factory=LogicalConfig)
     structural: StructuralConfig = field(default_factory=StructuralConfig)
+    composition: CompositionConfig | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and accept single integers as square sizes."""
@@ -68,6 +71,11 @@ class ModelConfig:
         return max(used, key=lambda size: size[0] * size[1])
 
     @property
+    def composition_levels(self) -> tuple[int, ...]:
+        """Levels that the composition read-out needs."""
+        return () if self.composition is None else self.composition.levels
+
+    @property
     def shares_backbone(self) -> bool:
         """Whether one backbone pass serves both branches."""
         same = self.structural_backbone is None or (
@@ -75,6 +83,13 @@ class ModelConfig:
         )
         return self.branches == "both" and same and self.logical_image_size == self.structural_image_size
 
+
+_FAST = ModelConfig(
+    backbone="wide_resnet50_2.tv_in1k",
+    structural_backbone=None,
+    structural_image_size=(256, 256),
+    logical=LogicalConfig(embedding_channels=512, prior_dim=256, code_dim=128, atrous_width=64, fusion_depth=1),
+)
 
 PRESETS: dict[str, ModelConfig] = {
     # What the paper states, with this project's choices where it is silent.
@@ -91,12 +106,9 @@ PRESETS: dict[str, ModelConfig] = {
         ),
     ),
     # One backbone pass for both branches.
-    "fast": ModelConfig(
-        backbone="wide_resnet50_2.tv_in1k",
-        structural_backbone=None,
-        structural_image_size=(256, 256),
-        logical=LogicalConfig(embedding_channels=512, prior_dim=256, code_dim=128, atrous_width=64, fusion_depth=1),
-    ),
+    "fast": _FAST,
+    # Beyond the paper: sees as well whether there is as much of everything as there should be.
+    "plus": replace(_FAST, composition=CompositionConfig()),
     # A laptop, no download.
     "small": ModelConfig(
         backbone="resnet18",
@@ -135,6 +147,7 @@ def resolve(
     overrides: Mapping[str, Any],
     logical: Mapping[str, Any] | None = None,
     structural: Mapping[str, Any] | None = None,
+    composition: bool | Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """A preset with single choices overridden.
 
@@ -143,6 +156,7 @@ def resolve(
         overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value.
         logical: Fields of `LogicalConfig` to override.
         structural: Fields of `StructuralConfig` to override.
+        composition: Whether the composition read-out is in, or fields of `CompositionConfig` to override.
 
     Raises:
         ValueError: If the preset or a field is unknown or a value is out of range.
@@ -150,6 +164,8 @@ def resolve(
     Example:
         >>> resolve("small", {"logical_image_size": 128}, structural={"coreset_ratio": 0.5}).structural.coreset_ratio
         0.5
+        >>> resolve("small", {}, composition=True).composition.codebook_size
+        16
     """
     if preset not in PRESETS:
         msg = f"There is no preset {preset!r}; choose one of {sorted(PRESETS)}."
@@ -160,5 +176,10 @@ def resolve(
         changes["structural_image_size"] = changes["logical_image_size"]  # one pass needs one size
     changes["logical"] = _override(config.logical, logical or {}, "logical")
     changes["structural"] = _override(config.structural, structural or {}, "structural")
+    if composition is False:
+        changes["composition"] = None
+    elif composition is not None:
+        fields_given = {} if composition is True else composition
+        changes["composition"] = _override(config.composition or CompositionConfig(), fields_given, "composition")
     resolved: ModelConfig = _override(config, changes, "The model")
     return resolved

@@ -8,6 +8,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.composition import CompositionBranch, Explanation
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.presets import ModelConfig
@@ -15,11 +16,26 @@ from anomalib_npgmf.resize import AntialiasedResize
 from anomalib_npgmf.structural.model import StructuralBranch
 
 
+class Features(NamedTuple):
+    """Frozen features for each part of the model; empty for a part that is not in use.
+
+    Attributes:
+        logical: All levels of the encoder, standardised, finest first.
+        structural: The memory bank's levels.
+        composition: The composition read-out's levels.
+    """
+
+    logical: list[Tensor]
+    structural: list[Tensor]
+    composition: list[Tensor]
+
+
 class BranchMaps(NamedTuple):
     """Raw results of the branches for a batch.
 
     Attributes:
-        maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W] and ``"structural"`` [B, 1, h, w].
+        maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
+            ``"composition"`` [B, 1, H, W], whose maximum is the image's composition distance.
         reconstruction: What the logical branch takes for the normal version of the image, [B, 3, H, W], normalised like
             the input; ``None`` without that branch.
     """
@@ -53,6 +69,7 @@ class NpgmfModel(nn.Module):
         self.config = config
         self.logical: LogicalBranch | None = None
         self.structural: StructuralBranch | None = None
+        self.composition: CompositionBranch | None = None
         self.encoder: Backbone | None = None
         self.structural_encoder: Backbone | None = None
         structural_name = config.structural_backbone or config.backbone
@@ -69,7 +86,10 @@ class NpgmfModel(nn.Module):
             )
         if config.branches != "logical":
             if not config.shares_backbone:
-                self.structural_encoder = Backbone(structural_name, config.structural.levels)
+                # Without a logical branch there is no other network for the composition read-out.
+                levels = set(config.structural.levels)
+                levels |= set(config.composition_levels) if self.encoder is None else set()
+                self.structural_encoder = Backbone(structural_name, sorted(levels))
             source = self.structural_encoder or self.encoder
             assert source is not None
             if missing := [level for level in config.structural.levels if level not in source.levels]:
@@ -78,9 +98,23 @@ class NpgmfModel(nn.Module):
             self._structural_inputs = [source.levels.index(level) for level in config.structural.levels]
             channels = [source.channels[i] for i in self._structural_inputs]
             self.structural = StructuralBranch(channels, config.structural)
+        if config.composition is not None:
+            source = self.encoder or self.structural_encoder
+            assert source is not None
+            if missing := [level for level in config.composition_levels if level not in source.levels]:
+                msg = f"{source.name} has the feature levels {source.levels}, not {missing}; set composition levels."
+                raise ValueError(msg)
+            self._composition_inputs = [source.levels.index(level) for level in config.composition_levels]
+            channels = [source.channels[i] for i in self._composition_inputs]
+            self.composition = CompositionBranch(config.composition_levels, channels, config.composition)
         self.resize_logical = self._resize_to(config.logical_image_size)
         self.resize_structural = self._resize_to(config.structural_image_size)
-        self.merger = MapMerger(config.logical_image_size, config.logical_weight, config.structural_weight)
+        self.merger = MapMerger(
+            config.logical_image_size,
+            config.logical_weight,
+            config.structural_weight,
+            composition=config.composition is not None,
+        )
 
     def _resize_to(self, size: tuple[int, int]) -> nn.Module:
         return nn.Identity() if size == self.config.image_size else AntialiasedResize(size)
@@ -94,24 +128,27 @@ class NpgmfModel(nn.Module):
             weights = self.config.backbone_weights if shared else self.config.structural_backbone_weights
             self.structural_encoder.load_weights(weights)
 
-    def features(self, image: Tensor, *, structural: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Frozen features for each branch, from one backbone pass where it is shared.
+    def features(self, image: Tensor, *, structural: bool = True) -> Features:
+        """Frozen features for each part, from one backbone pass where it is shared.
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
             structural: Whether the structural branch's features are wanted.
 
         Returns:
-            Maps for the logical branch (all levels) and for the structural one (its levels); empty for a branch that is
-            not in use.
+            Maps for the parts in use.
         """
         raw = self.encoder(self.resize_logical(image)) if self.encoder is not None else []
         logical = self.logical.standardise(raw) if self.logical is not None else []
-        if self.structural is None or not structural:
-            return logical, []
-        if self.structural_encoder is None:
-            return logical, [raw[i] for i in self._structural_inputs]
-        return logical, self.structural_encoder(self.resize_structural(image))
+        bank = raw
+        if self.structural_encoder is not None and (structural or self.encoder is None):
+            bank = self.structural_encoder(self.resize_structural(image))
+        source = bank if self.encoder is None else raw
+        return Features(
+            logical,
+            [bank[i] for i in self._structural_inputs] if self.structural is not None and structural else [],
+            [source[i] for i in self._composition_inputs] if self.composition is not None else [],
+        )
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:
@@ -134,7 +171,7 @@ class NpgmfModel(nn.Module):
         Returns:
             The maps and the reconstruction.
         """
-        logical, structural = self.features(image, structural=structural_map is None)
+        logical, structural, composition = self.features(image, structural=structural_map is None)
         maps: dict[str, Tensor] = {}
         reconstruction = None
         if self.logical is not None:
@@ -143,7 +180,23 @@ class NpgmfModel(nn.Module):
             reconstruction = output.reconstruction
         if self.structural is not None:
             maps["structural"] = self.structural(structural) if structural_map is None else structural_map
+        if self.composition is not None:
+            maps["composition"] = self.composition(composition, self.merger.size).anomaly_map
         return BranchMaps(maps, reconstruction)
+
+    @torch.no_grad()
+    def explain(self, image: Tensor) -> list[Explanation]:
+        """What is abnormal about the composition of each image.
+
+        Args:
+            image: Normalised images, [B, 3, *config.image_size].
+
+        Returns:
+            One explanation per image, its mask at the size of the images; none without composition read-out.
+        """
+        if self.composition is None:
+            return []
+        return self.composition.explain(self.features(image, structural=False).composition, self.config.image_size)
 
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
         """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
@@ -177,8 +230,7 @@ class NpgmfModel(nn.Module):
         if self.training:
             if self.logical is None:
                 return {"loss": image.new_zeros((), requires_grad=True)}  # a memory bank has no loss
-            features, _ = self.features(image, structural=False)
-            return self.logical.losses(features, self.resize_logical(image))
+            return self.logical.losses(self.features(image, structural=False).logical, self.resize_logical(image))
         if not torch.compiler.is_compiling() and not self.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
             raise RuntimeError(msg)
