@@ -1,0 +1,112 @@
+"""The ways that users take: anomalib's engine, its options, and ONNX Runtime alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from _exported import Exported, read
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.engine import Engine
+
+from anomalib_npgmf import Npgmf
+from anomalib_npgmf.export import describe
+
+small = pytest.mark.parametrize("exported", ["small"], indirect=True)
+RUN_ONNX = Path(__file__).parents[2] / "docs" / "run_onnx.py"
+
+
+@small
+def test_openvino_through_the_engine(exported: Exported, tmp_path: Path) -> None:
+    """From a checkpoint, with fewer patches that are calibrated anew, fixed size, in half precision."""
+    engine = Engine(accelerator="cpu", devices=1, default_root_dir=tmp_path, logger=False)
+    path = engine.export(
+        Npgmf(preset="small", logical_image_size=128),
+        ExportType.OPENVINO,
+        ckpt_path=exported.checkpoint,
+        input_size=(160, 160),
+        compression_type=CompressionType.FP16,
+        datamodule=exported.datamodule(),
+        onnx_kwargs={"bank_size": 30},
+    )
+    metadata, whole = describe(path), describe(exported.onnx)
+    assert metadata["bank_size"] == 30
+    assert metadata["calibrated_for_bank"]
+    assert metadata["input_size"] == [160, 160]
+    assert metadata["calibration"]["structural"]["mean"] > whole["calibration"]["structural"]["mean"]
+    assert path.with_suffix(".bin").stat().st_size < 0.6 * exported.openvino.with_suffix(".bin").stat().st_size
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert compiled.input(0).partial_shape.to_string() == "[?,3,160,160]"
+    # What the file does is what the model with that bank does.
+    model = Npgmf.load_from_checkpoint(exported.checkpoint).eval()
+    model.model.structural.bank.shrink(30)
+    model.calibrate(exported.datamodule())
+    for image in map(read, exported.images):
+        with torch.no_grad():
+            expected = model(image).pred_score.item()
+        assert compiled(image.numpy())["pred_score"].item() == pytest.approx(expected, abs=5e-3)  # half precision
+
+
+@small
+def test_shrinking_leaves_the_model_as_it_was(
+    exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Npgmf.load_from_checkpoint(exported.checkpoint)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = model.to_torch(tmp_path, bank_size=20)
+    assert "calibration and threshold stay" in caplog.text
+    assert describe(path)["bank_size"] == 20
+    assert not describe(path)["calibrated_for_bank"]
+    path = model.to_torch(tmp_path, bank_size=20, datamodule=exported.datamodule())
+    assert describe(path)["calibrated_for_bank"]
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    assert model.describe()["calibrated_for_bank"]
+
+
+@small
+def test_torch_file_holds_no_images(exported: Exported, tmp_path: Path) -> None:
+    model = Npgmf.load_from_checkpoint(exported.checkpoint)
+    model.branch_maps = model.model.eval().branch_maps(torch.zeros(1, 3, 256, 256))
+    model._calibration_data = exported.datamodule()
+    stored = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
+    assert stored.branch_maps is None
+    assert stored._calibration_data is None
+
+
+@small
+def test_onnx_is_one_file_of_opset_18_with_free_batch_and_size(exported: Exported) -> None:
+    session = onnxruntime.InferenceSession(exported.onnx)
+    (entry,) = session.get_inputs()
+    assert entry.name == "input"
+    assert entry.shape[1] == 3
+    assert all(isinstance(side, str) for side in (entry.shape[0], *entry.shape[2:]))
+    assert [path.name for path in exported.onnx.parent.iterdir()] == [exported.onnx.name]
+
+
+@small
+def test_onnx_runtime_alone(exported: Exported, tmp_path: Path) -> None:
+    """The example of the documentation, in a process that can import neither torch nor anomalib."""
+    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'anomalib', 'anomalib_npgmf', 'openvino']));"
+    run = f"{block} import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", run, str(RUN_ONNX), str(exported.onnx), *map(str, exported.images[:3])]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = exported.expected
+    assert len(lines) == 3
+    for i, line in enumerate(lines):
+        _, label, score = line.rsplit(" ", 2)
+        assert label == ("anomalous" if expected["pred_label"][i] else "normal")
+        assert float(score) == pytest.approx(expected["pred_score"][i], abs=2e-4)
+    assert len(list(tmp_path.glob("*_map.png"))) == 3
+
+
+def test_the_example_is_short() -> None:
+    source = RUN_ONNX.read_text().splitlines()
+    assert len(source) <= 30
+    assert np.sum([bool(line.strip()) for line in source]) <= 22

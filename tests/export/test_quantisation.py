@@ -1,0 +1,58 @@
+"""Quantised files keep the scores, and what must stay in float does."""
+
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from _exported import Exported, read
+
+from anomalib_npgmf.export import describe
+from anomalib_npgmf.export.quantisation import compress_weights, float_operations, quantise
+
+pytestmark = pytest.mark.parametrize("exported", ["small", "fast"], indirect=True)
+
+
+def bank_shape(exported: Exported) -> tuple[int, int]:
+    channels = {"small": 128 + 256, "fast": 128 + 256}
+    return describe(exported.onnx)["bank_size"], channels[exported.kind]
+
+
+def scores(model: Any, exported: Exported) -> np.ndarray:
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array([compiled(read(path).numpy())["pred_score"].item() for path in exported.images])
+
+
+def low_precision(model: Any) -> list[Any]:
+    return [
+        operation
+        for operation in model.get_ops()
+        if operation.get_type_name() == "FakeQuantize"
+        or (operation.get_type_name() == "Constant" and operation.get_element_type().to_string() in ("i8", "u8"))
+    ]
+
+
+def test_distances_stay_in_float(exported: Exported) -> None:
+    model = openvino.Core().read_model(exported.onnx)
+    names = float_operations(model, bank_shape(exported))
+    kinds = {op.get_type_name() for op in model.get_ops() if op.get_friendly_name() in names}
+    assert "MatMul" in kinds  # the products with the bank
+    assert any(kind.startswith("Gather") for kind in kinds)  # the nearest patch, from which the distance is computed
+    assert any("codebook" in name for name in names)
+    assert any("blur" in name for name in names)
+
+
+@pytest.mark.parametrize("how", ["weights", "all"])
+def test_scores_survive(exported: Exported, how: str) -> None:
+    model = openvino.Core().read_model(exported.onnx)
+    shape = bank_shape(exported)
+    small = compress_weights(model, shape) if how == "weights" else quantise(model, shape, exported.datamodule())
+    assert len(low_precision(small)) > 20
+    constants = [op for op in small.get_ops() if op.get_type_name() == "Constant"]
+    banks = [op for op in constants if tuple(op.get_output_shape(0)) in (shape, shape[::-1])]
+    assert banks
+    assert all(op.get_element_type().to_string() in ("f32", "f16") for op in banks)
+    result, expected = scores(small, exported), exported.expected["pred_score"]
+    assert np.isfinite(result).all()
+    assert np.abs(result - expected).max() < 0.1
+    assert np.corrcoef(result, expected)[0, 1] > 0.95
