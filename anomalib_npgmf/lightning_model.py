@@ -31,6 +31,7 @@ from anomalib_npgmf.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.resize import exportable
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
+from anomalib_npgmf.visualizer import NpgmfVisualizer
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,11 @@ class Npgmf(NpgmfExport, AnomalibModule):
             ]
         )
 
+    @classmethod
+    def configure_visualizer(cls) -> NpgmfVisualizer:
+        """Pictures of every branch's map beside the merged one."""
+        return NpgmfVisualizer()
+
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Adam with the paper's betas over everything that is not frozen."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -212,7 +218,7 @@ class Npgmf(NpgmfExport, AnomalibModule):
             restore_training_data(datamodule)
 
     def on_fit_start(self) -> None:
-        """Load the weights and embed the category, unless a checkpoint, which is restored after `setup`, brought them."""
+        """Load weights and embed the category, unless a checkpoint brought them: it is restored after `setup`."""
         if not self._weights_ready:
             self.model.load_weights()
             self._embed_category()
