@@ -199,20 +199,25 @@ class MapMerger(nn.Module):
             return branch_map
         return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
 
-    def contribution(self, branch: str, branch_map: Tensor) -> Tensor:
-        """One summand of eq. 11, smoothed.
+    def summands(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The summands of eq. 11, smoothed: smoothing is linear, so that they add up to the merged map.
 
         Args:
-            branch: ``"logical"`` or ``"structural"``.
-            branch_map: Its raw map, [B, 1, h, w].
+            maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Weighted, calibrated and smoothed map, [B, 1, H, W].
+            Calibrated, weighted and smoothed maps by branch, [B, 1, H, W]; a single branch counts with weight one.
         """
-        index = BRANCHES.index(branch)
-        z = (self.resize(branch_map) - self.mean[index]) / self.std[index]
-        out: Tensor = self.blur(self.weights[branch] * z)
-        return out
+        return {branch: self.blur(part) for branch, part in self._weighted(maps).items()}
+
+    def _weighted(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        branches = [branch for branch in BRANCHES if branch in maps]
+        parts = {}
+        for branch in branches:
+            index = BRANCHES.index(branch)
+            weight = self.weights[branch] if len(branches) > 1 else 1.0
+            parts[branch] = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
+        return parts
 
     def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
         """Eq. 11 without the composition map.
@@ -223,12 +228,8 @@ class MapMerger(nn.Module):
         Returns:
             Merged and smoothed map, [B, 1, H, W]; a single branch counts with weight one. ``None`` without any.
         """
-        branches = [branch for branch in BRANCHES if branch in maps]
         total = None
-        for branch in branches:
-            index = BRANCHES.index(branch)
-            weight = self.weights[branch] if len(branches) > 1 else 1.0
-            part = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
+        for part in self._weighted(maps).values():
             total = part if total is None else total + part
         return None if total is None else self.blur(total)
 

@@ -1,0 +1,198 @@
+"""Pictures that show what each branch saw."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from anomalib.data import ImageBatch
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]
+HEADER, MARGIN = 22, 4  # pixels
+
+
+def heat_map(image: Picture, scores: NDArray[np.float32]) -> Picture:
+    """Lay scores over an image: blue at 0, green at the threshold 0.5, red at 1.
+
+    Args:
+        image: RGB, [H, W, 3].
+        scores: Normalised scores in [0, 1], [H, W].
+
+    Returns:
+        RGB, [H, W, 3].
+    """
+    levels = np.uint8(np.clip(scores, 0, 1) * 255)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.addWeighted(image, 0.5, colours, 0.5, 0), dtype=np.uint8)
+
+
+def panels(named: dict[str, Picture], title: str) -> Picture:
+    """Put pictures side by side, each with its name above, under a title.
+
+    Args:
+        named: Pictures of one size by name, RGB [H, W, 3].
+        title: One line.
+
+    Returns:
+        RGB picture.
+
+    Example:
+        >>> panels({"a": np.zeros((64, 64, 3), np.uint8), "b": np.ones((64, 64, 3), np.uint8)}, "two").shape
+        (108, 140, 3)
+    """
+    height, width = next(iter(named.values())).shape[:2]
+    total = len(named) * (width + MARGIN) + MARGIN
+    canvas = np.full((height + 2 * HEADER, total, 3), 255, np.uint8)
+
+    def write(text: str, x: int, y: int) -> None:
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+
+    write(title, MARGIN, HEADER - 7)
+    for i, (name, picture) in enumerate(named.items()):
+        x = MARGIN + i * (width + MARGIN)
+        write(name, x, 2 * HEADER - 7)
+        canvas[2 * HEADER :, x : x + width] = picture
+    return canvas
+
+
+def speaking_branch(contributions: dict[str, Tensor]) -> str:
+    """Name of the branch that adds most where the sum is largest.
+
+    Args:
+        contributions: Calibrated and weighted map of each branch, [H, W].
+
+    Example:
+        >>> speaking_branch({"logical": torch.tensor([[5.0, 0.0]]), "structural": torch.tensor([[0.0, 4.0]])})
+        'logical'
+    """
+    peak = int(torch.stack(list(contributions.values())).sum(0).argmax())
+    return max(contributions, key=lambda branch: float(contributions[branch].flatten()[peak]))
+
+
+class NpgmfVisualizer(ImageVisualizer):
+    """One picture per test image: image, ground truth, each branch's map, merged map and reconstruction.
+
+    The branches' maps are their summands of eq. 11 on the scale of the merged map: green is where a branch alone
+    reaches the threshold. The title names the branch that adds most at the highest point.
+
+    Args:
+        **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: ImageBatch,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the pictures of a batch."""
+        del outputs, batch_idx, dataloader_idx
+        if self.output_dir is None:
+            self.output_dir = Path(trainer.default_root_dir) / "images"
+        datamodule = getattr(trainer, "datamodule", None)
+        for index, picture in enumerate(self.draw(pl_module, batch)):
+            paths = batch.image_path
+            path = generate_output_filename(
+                input_path=paths[index] if paths is not None else f"{index}.png",
+                output_path=self.output_dir,
+                dataset_name=getattr(datamodule, "name", None),
+                category=getattr(datamodule, "category", None),
+            )
+            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: ImageBatch,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As `on_test_batch_end`."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        del pl_module
+        if trainer.is_global_zero and self.output_dir is not None:
+            print(f"Pictures: {Path(self.output_dir).resolve()}")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        self.on_test_end(trainer, pl_module)
+
+    def draw(self, module: Any, batch: ImageBatch) -> list[Picture]:
+        """Draw the pictures of a batch that ``module`` has just predicted.
+
+        Args:
+            module: The `anomalib_npgmf.Npgmf` model.
+            batch: The batch with its predictions.
+
+        Returns:
+            One RGB picture per image.
+        """
+        assert batch.anomaly_map is not None
+        branch_maps = module.branch_maps
+        merger, post = module.model.merger, module.post_processor
+        parts = {branch: part.float().cpu() for branch, part in merger.summands(branch_maps.maps).items()}
+        if merger.composition is not None:  # both kinds of map in deviations of the image score
+            mean, std = merger.composition.mean.cpu(), merger.composition.std.cpu()
+            parts = {branch: part / std[0] for branch, part in parts.items()}
+            parts["composition"] = (merger.resize(branch_maps.maps["composition"]).float().cpu() - mean[1]) / std[1]
+        pictures = []
+        for index in range(len(batch.anomaly_map)):
+            image = self._image(batch.image[index])
+            named = {"image": image}
+            if batch.gt_mask is not None:
+                named["ground truth"] = self._mask(image, batch.gt_mask[index])
+            for branch, part in parts.items():
+                scores = part[index].squeeze()
+                if getattr(post, "enable_normalization", False):
+                    scores = post._normalize(
+                        scores, *(v.cpu() for v in (post.pixel_min, post.pixel_max, post.pixel_threshold))
+                    )
+                named[f"{branch} map"] = heat_map(image, self._resize(scores))
+            named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
+            if branch_maps.reconstruction is not None:
+                named["what normal would look like"] = self._image(branch_maps.reconstruction[index])
+            score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
+            title = f"score {score:.2f}"
+            if batch.pred_label is not None:
+                title += ", anomalous" if bool(batch.pred_label[index]) else ", normal"
+            if len(parts) > 1:
+                speaker = speaking_branch({b: part[index].squeeze() for b, part in parts.items()})
+                title += "; the composition speaks" if speaker == "composition" else f"; the {speaker} branch speaks"
+            pictures.append(panels(named, title))
+        return pictures
+
+    def _resize(self, values: Tensor) -> NDArray[np.float32]:
+        plane = values.squeeze().float().cpu().numpy()
+        return np.asarray(cv2.resize(plane, self.field_size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+
+    def _image(self, normalised: Tensor) -> Picture:
+        """Undo ImageNet's normalisation of [3, H, W]."""
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        rgb = ((normalised.float().cpu() * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        return np.asarray(cv2.resize(rgb, self.field_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def _mask(self, image: Picture, mask: Tensor) -> Picture:
+        """Outline a ground-truth mask in red."""
+        plane = cv2.resize(
+            mask.squeeze().cpu().numpy().astype(np.uint8), self.field_size[::-1], interpolation=cv2.INTER_NEAREST
+        )
+        contours, _ = cv2.findContours(plane, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        return np.asarray(cv2.drawContours(image.copy(), contours, -1, (255, 0, 0), 2), dtype=np.uint8)
