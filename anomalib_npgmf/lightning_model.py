@@ -41,7 +41,7 @@ GRADIENT_CLIP = 1.0
 INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
 
-class Npgmf(NpgmfExport, AnomalibModule):
+class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
@@ -130,7 +130,7 @@ class Npgmf(NpgmfExport, AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self._keep_antialiasing()
         self.prompt, self.clip_weights = prompt, clip_weights
-        self.category = ""
+        self.preset, self.category = preset, ""
         self.model: NpgmfModel = NpgmfModel(self.settings)
         self.branch_maps: BranchMaps | None = None
         self._weights_ready = False
@@ -429,7 +429,7 @@ class Npgmf(NpgmfExport, AnomalibModule):
         Raises:
             ValueError: If it is not.
         """
-        check_checkpoint(checkpoint, self, self.hparams["preset"])
+        check_checkpoint(checkpoint, self, self.preset)
         super().on_load_checkpoint(checkpoint)
         self._keep_antialiasing()
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
@@ -444,11 +444,12 @@ class Npgmf(NpgmfExport, AnomalibModule):
             ValueError: If the file is truncated, foreign or of another architecture.
         """
         try:
-            model: Npgmf = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except (ValueError, FileNotFoundError):
             raise
         except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
             raise unreadable(checkpoint_path, error) from error
+        assert isinstance(model, cls)
         return model
 
     def _keep_antialiasing(self) -> None:

@@ -71,7 +71,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def _read_onnx(path: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path, load_external_data=False)

@@ -33,7 +33,7 @@ def _require(*packages: str) -> None:
         raise ModuleNotFoundError(msg, name=missing[0])
 
 
-class NpgmfExport(ExportMixin):  # type: ignore[misc]
+class NpgmfExport(ExportMixin):
     """Export methods, mixed into `anomalib_npgmf.Npgmf`.
 
     The file does what the trained model does, from an image in [0, 1] of any size (or the given one) to normalised
@@ -45,6 +45,7 @@ class NpgmfExport(ExportMixin):  # type: ignore[misc]
     and the threshold are computed anew for the exported file. The model itself stays as it is.
     """
 
+    preset: str
     settings: ModelConfig
     model: NpgmfModel
     category: str
@@ -53,7 +54,8 @@ class NpgmfExport(ExportMixin):  # type: ignore[misc]
 
     def describe(self) -> dict[str, Any]:
         """What exported files and checkpoints say about themselves; see `anomalib_npgmf.export.describe`."""
-        merger, post = self.model.merger, getattr(self, "post_processor", None)
+        merger = self.model.merger
+        post: Any = getattr(self, "post_processor", None)
         statistics = {
             branch: {"mean": mean, "std": std, "weight": merger.weights[branch]}
             for branch, mean, std in zip(BRANCHES, merger.mean.tolist(), merger.std.tolist(), strict=True)
@@ -62,7 +64,7 @@ class NpgmfExport(ExportMixin):  # type: ignore[misc]
         normalised = getattr(post, "enable_normalization", False)
         return {
             "version": anomalib_npgmf.__version__,
-            "preset": self.hparams["preset"],
+            "preset": self.preset,
             "backbone": self.settings.backbone,
             "structural_backbone": self.settings.structural_backbone or self.settings.backbone,
             "branches": self.settings.branches,
@@ -141,7 +143,7 @@ class NpgmfExport(ExportMixin):  # type: ignore[misc]
         if input_size is not None:
             input_size = _checked_size(input_size)
         with self._bank_of(bank_size, datamodule):
-            state = self.state_dict().values()
+            state = self.model.state_dict().values()
             size = sum(tensor.numel() * tensor.element_size() for tensor in state)
             kwargs = {"opset_version": OPSET, "external_data": size > _SINGLE_FILE_BYTES, "verbose": False} | kwargs
             # The layout of a fused attention's result depends on the kernel; the exporter trips over that.
@@ -217,7 +219,9 @@ class NpgmfExport(ExportMixin):  # type: ignore[misc]
             return compress_weights(model, self._bank_shape)
         return super()._compress_ov_model(model, compression_type, *args, **kwargs)
 
-    def _post_training_quantization_ov(self, model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+    def _post_training_quantization_ov(  # type: ignore[override]
+        self, model: Any, datamodule: AnomalibDataModule | None = None
+    ) -> Any:
         assert datamodule is not None
         return quantise(model, self._bank_shape, datamodule)
 

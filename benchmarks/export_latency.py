@@ -1,0 +1,109 @@
+"""CPU latency of the exported ``fast`` preset beside anomalib's exported PatchCore and ReverseDistillation.
+
+    python benchmarks/export_latency.py export --folder OUT
+    python benchmarks/export_latency.py time --folder OUT
+
+The same backbone (wide_resnet50_2, random weights: latency does not depend on them), image size and bank for all, as
+OpenVINO files of fixed size, one image at a time. The files take turns in one process, so that whatever else the
+machine does meets all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import openvino
+import torch
+from _common import fix_threads, print_table, save
+from anomalib.models import Patchcore, ReverseDistillation
+
+from anomalib_npgmf import Npgmf
+
+DIM = 512 + 1024  # channels of the second and third block
+
+
+def npgmf(size: int, bank: torch.Tensor) -> Npgmf:
+    model = Npgmf(preset="fast", backbone_weights="random", text_prior="random", logical_image_size=size)
+    memory = model.model.structural.bank
+    memory.center = bank.mean(dim=0)
+    memory.embeddings = bank - memory.center
+    memory.norms = memory.embeddings.square().sum(dim=1)
+    model.model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
+    model.post_processor.calibrate(torch.tensor([1.0, 2.0]))
+    return model
+
+
+def patchcore(size: int, bank: torch.Tensor) -> Patchcore:
+    model = Patchcore("wide_resnet50_2", layers=("layer2", "layer3"), pre_trained=False)
+    model.pre_processor = model.configure_pre_processor((size, size))
+    model.model.memory_bank = bank
+    return model
+
+
+def reverse_distillation(size: int, bank: torch.Tensor) -> ReverseDistillation:
+    del bank
+    model = ReverseDistillation("wide_resnet50_2", pre_trained=False)
+    model.pre_processor = model.configure_pre_processor((size, size))
+    return model
+
+
+MODELS = {"Npgmf fast": npgmf, "PatchCore": patchcore, "ReverseDistillation": reverse_distillation}
+
+
+def export(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    bank = torch.randn(args.bank, DIM).relu()
+    for name, build in MODELS.items():
+        print(build(args.size, bank).eval().to_openvino(args.folder / name, input_size=(args.size, args.size)))
+
+
+def time_files(args: argparse.Namespace) -> None:
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": args.threads}
+    core = openvino.Core()
+    paths = {name: args.folder / name / "weights" / "openvino" / "model.xml" for name in MODELS}
+    compiled = {name: core.compile_model(path, "CPU", config) for name, path in paths.items()}
+    image = np.random.default_rng(0).random((1, 3, args.size, args.size), dtype=np.float32)
+    walls: dict[str, list[float]] = {name: [] for name in MODELS}
+    cpus: dict[str, list[float]] = {name: [] for name in MODELS}
+    for repeat in range(args.repeats + 2):
+        for name, model in compiled.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            model(image)
+            if repeat >= 2:  # the first two warm up
+                walls[name].append(time.perf_counter() - wall)
+                cpus[name].append(time.process_time() - cpu)
+    baseline = median(cpus["PatchCore"])
+    rows = [
+        {
+            "model": name,
+            "ms": round(1000 * median(walls[name]), 1),
+            "cpu_ms": round(1000 * median(cpus[name]), 1),
+            "cpu / PatchCore": round(median(cpus[name]) / baseline, 2),
+            "MB": round(paths[name].with_suffix(".bin").stat().st_size / 1e6, 1),
+        }
+        for name in MODELS
+    ]
+    print_table(rows)
+    print(save("export_latency", rows, size=args.size, bank=args.bank, inference_threads=args.threads))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("export", "time"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--bank", type=int, default=3584, help="1 % of the patches of 350 images")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args(arguments)
+    fix_threads(args.threads)
+    {"export": export, "time": time_files}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
