@@ -38,8 +38,8 @@ def run_cell(cell: Cell, files: dict[str, Path]) -> dict[str, Any]:
 
     Returns:
         Plain data: ``metrics`` by map (see `TestPass`), ``images`` (scores by map, by path relative to the data set's
-        root), ``training`` (what was logged at the end of the fit), ``model`` (size, settings), ``seconds``, ``weights``
-        (SHA-256 by timm name) and ``peak_memory``.
+        root), ``training`` (what was logged at the end of the fit), ``model`` (size and settings), ``seconds``,
+        ``weights`` (SHA-256 by timm name) and ``peak_memory``.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomalib_npgmf.lightning_model import Npgmf
+from anomalib_npgmf.merging import BRANCHES
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
 from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
+from anomalib_npgmf.torch_model import NpgmfModel
 
 MERGED = "merged"
 CURVE_POINTS = 100
@@ -41,7 +45,8 @@ class TestPass(Callback):
 
     Attributes:
         predictions: By ``"merged"``, the model's own output, and for an `Npgmf` with both branches by ``"logical"`` and
-            ``"structural"``, what the same model would say with that branch alone; then by path of the image.
+            ``"structural"``, what the same model would say with that branch alone, and by the rules of
+            `alternative_merges`; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
     """
@@ -74,6 +79,8 @@ class TestPass(Callback):
             for branch, raw in pl_module.branch_maps.maps.items():
                 alone = pl_module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
+            for rule, merged in alternative_merges(pl_module.model, pl_module.branch_maps.maps).items():
+                self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), merged)
 
     def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
         assert scores is not None
@@ -81,6 +88,26 @@ class TestPass(Callback):
         for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
             anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))
             kept[path] = Prediction(score, anomaly_map)
+
+
+def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Other ways to merge the maps of the two branches than the model's own, from the same calibration.
+
+    Args:
+        model: A calibrated model.
+        maps: Raw maps by branch.
+
+    Returns:
+        Merged maps [B, 1, H, W] by rule: weighted sums, named by the weights logical:structural, and the larger one of
+        the two calibrated maps, ``"maximum"``. Empty unless both branches are there.
+    """
+    if not all(branch in maps for branch in BRANCHES):
+        return {}
+    z = [next(iter(model.merger.summands({branch: maps[branch]}).values())) for branch in BRANCHES]
+    merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
+    merged["maximum"] = torch.maximum(*z)
+    size = model.config.image_size
+    return {rule: F.interpolate(m, size=size, mode="bilinear", align_corners=False) for rule, m in merged.items()}
 
 
 def evaluate(
