@@ -28,7 +28,8 @@ class ModelConfig:
         epochs: Epochs where the trainer is not told otherwise.
         logical: The logical branch's details.
         structural: The structural branch's details.
-        composition: The composition read-out's details; ``None`` leaves it out. It reads the encoder's features.
+        composition: The composition read-out's details; ``None`` leaves it out. It reads the structural
+            branch's network, or the encoder without one.
     """
 
     backbone: str = "resnet101.tv_in1k"

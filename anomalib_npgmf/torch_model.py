@@ -86,9 +86,8 @@ class NpgmfModel(nn.Module):
             )
         if config.branches != "logical":
             if not config.shares_backbone:
-                # Without a logical branch there is no other network for the composition read-out.
-                levels = set(config.structural.levels)
-                levels |= set(config.composition_levels) if self.encoder is None else set()
+                # The composition read-out reads this network too: it sees the larger images.
+                levels = {*config.structural.levels, *config.composition_levels}
                 self.structural_encoder = Backbone(structural_name, sorted(levels))
             source = self.structural_encoder or self.encoder
             assert source is not None
@@ -99,7 +98,7 @@ class NpgmfModel(nn.Module):
             channels = [source.channels[i] for i in self._structural_inputs]
             self.structural = StructuralBranch(channels, config.structural)
         if config.composition is not None:
-            source = self.encoder or self.structural_encoder
+            source = self.structural_encoder or self.encoder
             assert source is not None
             if missing := [level for level in config.composition_levels if level not in source.levels]:
                 msg = f"{source.name} has the feature levels {source.levels}, not {missing}; set composition levels."
@@ -140,13 +139,12 @@ class NpgmfModel(nn.Module):
         """
         raw = self.encoder(self.resize_logical(image)) if self.encoder is not None else []
         logical = self.logical.standardise(raw) if self.logical is not None else []
-        bank = raw
-        if self.structural_encoder is not None and (structural or self.encoder is None):
-            bank = self.structural_encoder(self.resize_structural(image))
-        source = bank if self.encoder is None else raw
+        source = raw
+        if self.structural_encoder is not None and (structural or self.composition is not None):
+            source = self.structural_encoder(self.resize_structural(image))
         return Features(
             logical,
-            [bank[i] for i in self._structural_inputs] if self.structural is not None and structural else [],
+            [source[i] for i in self._structural_inputs] if self.structural is not None and structural else [],
             [source[i] for i in self._composition_inputs] if self.composition is not None else [],
         )
 

@@ -73,7 +73,7 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
     engine.fit(model, datamodule=datamodule)
     engine.test(model, datamodule=datamodule, verbose=False)
 
-    assert set(test_pass.predictions) == {"merged", "logical", "structural"}
+    assert set(test_pass.predictions) == {"merged", "logical", "structural", "1:3", "3:1", "1:1", "maximum"}
     images = set(list_test_images(datamodule.root / CATEGORY))
     for predictions in test_pass.predictions.values():
         assert set(predictions) == images

@@ -54,11 +54,12 @@ def test_run_records_goes_on_and_retries(tmp_path: Path, capsys: pytest.CaptureF
     assert record["command"].endswith("--only npgmf/default/cable_pairs/seed1")
     assert {"python", "torch", "anomalib"} <= set(record["versions"])
     assert record["hardware"]["cores"] >= 1
-    assert set(record["metrics"]) == {"merged", "logical", "structural"}
+    maps = {"merged", "logical", "structural", "1:3", "3:1", "1:1", "maximum"}
+    assert set(record["metrics"]) == maps
     for metrics in record["metrics"].values():
         assert {"loco_auroc", "spro", "image_auroc", "pixel_auroc"} <= set(metrics)
     assert len(record["images"]) == 6
-    assert set(record["images"]["cable_pairs/test/good/000.png"]) == {"merged", "logical", "structural"}
+    assert set(record["images"]["cable_pairs/test/good/000.png"]) == maps
     assert {"train_loss", "epochs"} <= set(record["training"])
     assert any(name.startswith("perplexity") for name in record["training"])
     assert record["model"]["bank_patches"] > 0
