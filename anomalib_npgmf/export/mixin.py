@@ -61,6 +61,11 @@ class NpgmfExport(ExportMixin):
             for branch, mean, std in zip(BRANCHES, merger.mean.tolist(), merger.std.tolist(), strict=True)
             if self.settings.branches in ("both", branch)
         }
+        if merger.composition is not None:
+            # The distance of the composition and the branches' scores that it is compared with, see CompositionMerger.
+            means, stds = merger.composition.mean.tolist(), merger.composition.std.tolist()
+            statistics["branches"] = {"mean": means[0], "std": stds[0]}
+            statistics["composition"] = {"mean": means[1], "std": stds[1]}
         normalised = getattr(post, "enable_normalization", False)
         return {
             "version": anomalib_npgmf.__version__,

@@ -11,7 +11,7 @@ from anomalib_npgmf.calibration_split import restore_training_data, split_for_ca
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module that a node comes from
 # Modules whose results are differences of nearly equal numbers or go straight into the scores.
-FLOAT_MODULES = ("codebook", "structural", "merger", "pre_processor", "post_processor", "resize_")
+FLOAT_MODULES = ("codebook", "composition", "structural", "merger", "pre_processor", "post_processor", "resize_")
 
 
 def name_by_scope(path: Path) -> None:
