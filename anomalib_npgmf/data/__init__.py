@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .loco import LOCO
-    from .synthetic import SyntheticLOCO
+    from .synthetic.datamodule import SyntheticLOCO
 
 __all__ = ["LOCO", "SyntheticLOCO"]
 
-_MODULES = {"LOCO": "loco", "SyntheticLOCO": "synthetic"}
+_MODULES = {"LOCO": "loco", "SyntheticLOCO": "synthetic.datamodule"}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,7 @@ def dent(surface: Surface, x: float, y: float, size: float, rng: np.random.Gener
     r2 = (frame.u**2 + (1.3 * frame.v) ** 2) / radius**2
     surface.height[frame.window] -= size * rng.uniform(4.0, 5.5) * (1 - 0.6 * r2) * np.exp(-1.5 * r2)
     mask = np.zeros(surface.height.shape, bool)
-    mask[frame.window] = r2 < 1
+    mask[frame.window] = r2 < 1.4  # the rim's outer foot
     return mask
 
 

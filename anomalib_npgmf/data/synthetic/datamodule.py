@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from anomalib.data import AnomalibDataModule
-from anomalib.data.datasets.image.mvtec_loco import MVTecLOCODataset
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 
+from ..loco import LOCODataset
 from .writer import DrawingPlan, ensure_drawn
 
 
@@ -100,7 +100,7 @@ class SyntheticLOCO(AnomalibDataModule):
         self.category = category
         self.plan = DrawingPlan(
             category=category,
-            image_size=(image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1]),
+            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
             num_train=num_train,
             num_validation=num_validation,
             num_test_good=num_test_good,
@@ -117,6 +117,6 @@ class SyntheticLOCO(AnomalibDataModule):
         """Read the three splits; draws first where nobody called :meth:`prepare_data`."""
         self.prepare_data()
         self.train_data, self.val_data, self.test_data = (
-            MVTecLOCODataset(root=self.root, category=self.category, split=split)
+            LOCODataset(root=self.root, category=self.category, split=split)
             for split in (Split.TRAIN, Split.VAL, Split.TEST)
         )

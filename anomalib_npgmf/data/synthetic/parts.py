@@ -23,9 +23,9 @@ SCREW_RADIUS = 29.0
 """Half the length of a screw, scene units."""
 NUT_RADIUS = 13.0
 """Radius of the circle around a nut, scene units."""
-SCREW_AREA = 560.0
+SCREW_AREA = 585.0
 """Area of a screw seen from above, square scene units."""
-NUT_AREA = 345.0
+NUT_AREA = 360.0
 """Area of a nut seen from above, square scene units."""
 
 

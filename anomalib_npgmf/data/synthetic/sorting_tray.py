@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HALF = 54.0
 """Distance of a compartment's centre from the tray's, scene units."""
 _KINDS = (parts.washer, parts.spring, parts.fuse, parts.nut)
-_PART_AREA = 400.0
+_PART_AREA = parts.NUT_AREA  # of the smallest kind: enough to point at any of them
 
 
 class SortingTray(Scene):

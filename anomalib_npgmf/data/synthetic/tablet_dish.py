@@ -18,8 +18,8 @@ from .surface import Camera, Surface
 if TYPE_CHECKING:
     from .surface import Mask
 
-_TABLET_AREA = 570.0
-_CAPSULE_AREA = 685.0
+_TABLET_AREA = 585.0
+_CAPSULE_AREA = 700.0
 _LID = (0.60, 0.34, 0.16)
 _SHELL = (0.74, 0.58, 0.30)
 
