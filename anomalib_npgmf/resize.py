@@ -59,7 +59,9 @@ class AntialiasedResize(nn.Module):
             resize_matrix(torch.arange(side, dtype=torch.float32, device=image.device), after).to(image.dtype)
             for side, after in zip(sides, self.size, strict=True)
         )
-        return rows @ image @ columns.T
+        # Columns first: OpenVINO's CPU plugin would fuse a normalisation per channel into a last product with constants
+        # on its right, and fails to.
+        return rows @ (image @ columns.T)
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:

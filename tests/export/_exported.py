@@ -40,6 +40,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "logical": SLIM,
         "structural": {"coreset_ratio": 0.1},
     },
+    # With the composition read-out.
+    "plus": {
+        "preset": "plus",
+        "backbone": "resnet18",
+        "backbone_weights": "random",
+        "text_prior": "learned",
+        "logical_image_size": 128,
+        "logical": SLIM,
+        "structural": {"coreset_ratio": 0.1},
+    },
 }
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 

@@ -4,6 +4,8 @@ import pytest
 from _exported import Exported, build
 from filelock import FileLock
 
+from anomalib_npgmf import Npgmf
+
 
 @pytest.fixture(scope="session")
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
@@ -17,3 +19,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             build(folder, request.param)
             (folder / "done").touch()
     return Exported(request.param, folder)
+
+
+@pytest.fixture(scope="session")
+def loaded(exported: Exported) -> Npgmf:
+    """The model, reloaded once; tests leave it as it is."""
+    return Npgmf.load_from_checkpoint(exported.checkpoint).eval()

@@ -31,20 +31,18 @@ def test_export_before_training(export_type: ExportType, tmp_path: Path) -> None
 @small
 @pytest.mark.parametrize(("method", "package"), [("to_onnx", "onnxscript"), ("to_openvino", "openvino")])
 def test_missing_package(
-    exported: Exported, method: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loaded: Npgmf, method: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint)
     monkeypatch.setattr(mixin, "find_spec", lambda name: None if name == package else importlib.util.find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=rf"{package}: pip install 'anomalib-npgmf\[openvino\]'"):
-        getattr(model, method)(tmp_path)
+        getattr(loaded, method)(tmp_path)
 
 
 @small
 @pytest.mark.parametrize("size", [(0, 128), (128,), (128, 128, 3), "128", (64.5, 64)])
-def test_impossible_sizes(exported: Exported, size: Any, tmp_path: Path) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint)
+def test_impossible_sizes(loaded: Npgmf, size: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="input_size must be the height and width"):
-        model.to_onnx(tmp_path, input_size=size)
+        loaded.to_onnx(tmp_path, input_size=size)
 
 
 def test_size_that_the_windows_do_not_tile() -> None:
@@ -54,10 +52,9 @@ def test_size_that_the_windows_do_not_tile() -> None:
 
 @small
 @pytest.mark.parametrize("size", [0, 10**6])
-def test_impossible_banks(exported: Exported, size: int, tmp_path: Path) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint)
+def test_impossible_banks(loaded: Npgmf, size: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can shrink to"):
-        model.to_torch(tmp_path, bank_size=size)
+        loaded.to_torch(tmp_path, bank_size=size)
 
 
 def test_bank_of_a_model_without_one(tmp_path: Path) -> None:
@@ -69,10 +66,9 @@ def test_bank_of_a_model_without_one(tmp_path: Path) -> None:
 
 @small
 @pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ])
-def test_quantisation_without_images(exported: Exported, compression: CompressionType, tmp_path: Path) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint)
+def test_quantisation_without_images(loaded: Npgmf, compression: CompressionType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass a data module"):
-        model.to_openvino(tmp_path, compression_type=compression)
+        loaded.to_openvino(tmp_path, compression_type=compression)
 
 
 @small

@@ -53,21 +53,20 @@ def test_openvino_through_the_engine(exported: Exported, tmp_path: Path) -> None
 
 @small
 def test_shrinking_leaves_the_model_as_it_was(
-    exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    exported: Exported, loaded: Npgmf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    path = model.to_torch(tmp_path, bank_size=20)
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    path = loaded.to_torch(tmp_path, bank_size=20)
     assert "calibration and threshold stay" in caplog.text
     assert describe(path)["bank_size"] == 20
     assert not describe(path)["calibrated_for_bank"]
-    path = model.to_torch(tmp_path, bank_size=20, datamodule=exported.datamodule())
+    path = loaded.to_torch(tmp_path, bank_size=20, datamodule=exported.datamodule())
     assert describe(path)["calibrated_for_bank"]
-    after = model.state_dict()
+    after = loaded.state_dict()
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
-    assert model.describe()["calibrated_for_bank"]
+    assert loaded.describe()["calibrated_for_bank"]
 
 
 @small

@@ -16,7 +16,7 @@ from anomalib_npgmf import Npgmf
 TOLERANCE = 1e-4
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
 
-pytestmark = pytest.mark.parametrize("exported", ["small", "fast"], indirect=True)
+pytestmark = pytest.mark.parametrize("exported", ["small", "fast", "plus"], indirect=True)
 
 
 def onnx_runner(exported: Exported) -> Runner:
@@ -102,11 +102,10 @@ def test_inferencers_agree_on_a_file(exported: Exported, monkeypatch: pytest.Mon
         np.testing.assert_allclose(result_map, exported.expected["anomaly_map"][-1].squeeze(), rtol=0, atol=TOLERANCE)
 
 
-def test_any_size_is_resized_as_in_training(exported: Exported) -> None:
-    model = Npgmf.load_from_checkpoint(exported.checkpoint).eval()
+def test_any_size_is_resized_as_in_training(exported: Exported, loaded: Npgmf) -> None:
     run = onnx_runner(exported)
     big = torch.nn.functional.interpolate(read(exported.images[0]), size=(333, 250), mode="bilinear")
     with torch.no_grad():
-        trained = model.post_processor(model.model(model.pre_processor.transform(big)))
+        trained = loaded.post_processor(loaded.model(loaded.pre_processor.transform(big)))
     result = run(big.numpy())
     np.testing.assert_allclose(result["anomaly_map"], trained.anomaly_map.numpy(), rtol=0, atol=TOLERANCE)
