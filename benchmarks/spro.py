@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 KINDS = ("logical_anomalies", "structural_anomalies")
 CONFIG = [
     {"defect_name": "missing", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
@@ -72,7 +74,7 @@ def small_map(root: Path, image: Path) -> np.ndarray:
     return np.load(root / "small" / image.parent.name / f"{image.stem}.npy")
 
 
-def run_metric(root: Path) -> dict[str, dict[str, float]]:
+def run_metric(root: Path, size: tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
     """What an evaluator does: update with batches, then ask the three metrics."""
     import torch
     from anomalib.data import ImageBatch
@@ -82,11 +84,14 @@ def run_metric(root: Path) -> dict[str, dict[str, float]]:
 
     metrics = {kind: SPRO(kind.split("_")[0]) for kind in KINDS} | {"mean": SPRO()}
     images = list_test_images(root / "data" / "parts")
-    for start in range(0, len(images), 32):
-        paths = images[start : start + 32]
+    for start in range(0, len(images), 16):
+        paths = images[start : start + 16]
+        maps = [small_map(root, path) for path in paths]
+        if size:
+            maps = [cv2.resize(scores, size[::-1], interpolation=cv2.INTER_LINEAR) for scores in maps]
         batch = ImageBatch(
             image=torch.zeros(len(paths), 3, 1, 1),
-            anomaly_map=torch.from_numpy(np.stack([small_map(root, path) for path in paths])),
+            anomaly_map=torch.from_numpy(np.stack(maps)),
             image_path=[str(path) for path in paths],
         )
         for metric in metrics.values():
@@ -94,45 +99,53 @@ def run_metric(root: Path) -> dict[str, dict[str, float]]:
     return {kind: {"0.05": float(metric.compute())} for kind, metric in metrics.items()}
 
 
+def run_metric_full_size(root: Path) -> dict[str, dict[str, float]]:
+    """The same for a model whose maps have the size of the images."""
+    return run_metric(root, (1280, 1600))
+
+
 def run_evaluate(root: Path) -> dict[str, dict[str, float]]:
     """All limits and defect types from a folder of TIFF maps."""
     from anomalib_npgmf.metrics import evaluate_loco
 
-    return evaluate_loco(root / "data", "parts", root / "maps")["localization"]["auc_spro"]
+    localization = evaluate_loco(root / "data", "parts", root / "maps")["localization"]
+    return localization["auc_spro"] | localization["auc_spro_per_defect"]
 
 
-def load_category(root: Path) -> dict[str, list[tuple[np.ndarray, list[tuple[np.ndarray, int]]]]]:
-    """All full-size maps with their defects, per kind with the good images."""
+def load_category(root: Path, defect_types: bool) -> dict[str, list]:
+    """Full-size maps with masks of all defects and saturation areas of those that count, per kind or defect type."""
     from anomalib_npgmf.metrics.ground_truth import image_size, list_test_images, read_defects, read_defects_config
     from anomalib_npgmf.metrics.scores import resize_map
 
     folder = root / "data" / "parts"
     config = read_defects_config(folder)
-    loaded: dict[str, list] = {}
+    names = [*KINDS, *(entry["defect_name"] for entry in CONFIG if defect_types)]
+    loaded: dict[str, list] = {name: [] for name in names}
     for path in list_test_images(folder):
-        defects = [] if path.parent.name == "good" else read_defects(path, config)
-        item = (resize_map(small_map(root, path), image_size(path)), [(d.mask, d.saturation_area) for d in defects])
-        loaded.setdefault(path.parent.name, []).append(item)
-    return {kind: loaded["good"] + loaded[kind] for kind in KINDS}
+        kind = path.parent.name
+        defects = [] if kind == "good" else read_defects(path, config)
+        scores = resize_map(small_map(root, path), image_size(path))
+        negative = ~np.any([d.mask for d in defects] or [np.zeros(scores.shape, bool)], axis=0)
+        for name in names:
+            counted = [(d.mask, d.saturation_area) for d in defects if name in (kind, d.name)]
+            if counted or kind == "good":
+                loaded[name].append((scores, negative, counted))
+    return loaded
 
 
-def sweep_point(items: list, negatives: list[np.ndarray], threshold: float, pool: ThreadPoolExecutor) -> list[float]:
+def sweep_point(items: list, threshold: float, pool: ThreadPoolExecutor) -> list[float]:
     """False positive rate and mean sPRO at one threshold, from the definition."""
 
-    def look(pair: tuple) -> tuple[int, list[float]]:
-        (scores, defects), negative = pair
+    def look(item: tuple) -> tuple[int, list[float]]:
+        scores, negative, defects = item
         positive = scores > threshold
         overlaps = [min(np.count_nonzero(positive & mask) / area, 1.0) for mask, area in defects]
         return np.count_nonzero(positive & negative), overlaps
 
-    seen = list(pool.map(look, zip(items, negatives, strict=True)))
+    seen = list(pool.map(look, items))
+    negatives = sum(np.count_nonzero(negative) for _, negative, _ in items)
     overlaps = [overlap for _, image in seen for overlap in image]
-    return [sum(count for count, _ in seen) / sum(map(np.count_nonzero, negatives)), float(np.mean(overlaps))]
-
-
-def negatives_of(items: list) -> list[np.ndarray]:
-    nothing = [np.zeros(items[0][0].shape, bool)]
-    return [~np.any([mask for mask, _ in defects] or nothing, axis=0) for _, defects in items]
+    return [sum(count for count, _ in seen) / negatives, float(np.mean(overlaps))]
 
 
 def area_under(points: Sequence[Sequence[float]], limit: float) -> float:
@@ -143,40 +156,43 @@ def area_under(points: Sequence[Sequence[float]], limit: float) -> float:
     return float(np.trapezoid(y, x) / limit)
 
 
-LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
-
-
-def run_refinement(root: Path) -> dict[str, dict[str, float]]:
-    """Halve the ranks between neighbouring thresholds until curve points are within 0.01 of each other."""
+def run_refinement(
+    root: Path, limits: Sequence[float] = LIMITS, defect_types: bool = True
+) -> dict[str, dict[str, float]]:
+    """What ``evaluate_loco`` gives: thresholds are refined until curve points are within 0.01 of their neighbours."""
     results = {}
     with ThreadPoolExecutor(2) as pool:
-        for kind, items in load_category(root).items():
-            negatives = negatives_of(items)
-            ranks = np.sort(np.concatenate([scores[::16, ::16].ravel() for scores, _ in items]))[::-1]
+        for name, items in load_category(root, defect_types).items():
+            ranks = np.sort(np.concatenate([scores[::16, ::16].ravel() for scores, _, _ in items]))[::-1]
             known = {0: [0.0, 0.0], len(ranks): [1.0, 1.0]}
-            open_intervals = [(0, len(ranks))]
-            while open_intervals:
-                low, high = open_intervals.pop()
-                if high - low < 2 or np.abs(np.subtract(known[low], known[high])).max() <= 0.01:
+            intervals = [(0, len(ranks))]
+            while intervals:
+                low, high = intervals.pop()
+                close = np.abs(np.subtract(known[low], known[high])).max() <= 0.01
+                if high - low < 2 or close or known[low][0] > max(limits):
                     continue
                 middle = (low + high) // 2
-                known[middle] = sweep_point(items, negatives, ranks[middle], pool)
-                open_intervals += [(low, middle), (middle, high)]
+                known[middle] = sweep_point(items, ranks[middle], pool)
+                intervals += [(low, middle), (middle, high)]
             points = [known[rank] for rank in sorted(known)]
-            results[kind] = {str(limit): area_under(points, limit) for limit in LIMITS} | {"thresholds": len(points)}
+            results[name] = {str(limit): area_under(points, limit) for limit in limits} | {"thresholds": len(points)}
     return results
+
+
+def run_refinement_at_headline(root: Path) -> dict[str, dict[str, float]]:
+    """What ``SPRO`` gives: both kinds, up to 0.05."""
+    return run_refinement(root, limits=[0.05], defect_types=False)
 
 
 def run_brute_force(root: Path) -> dict[str, dict[str, float]]:
     """Every distinct score as a threshold."""
     results = {}
     with ThreadPoolExecutor(1) as pool:
-        for kind, items in load_category(root).items():
-            negatives = negatives_of(items)
-            thresholds = np.unique(np.concatenate([scores.ravel() for scores, _ in items]))[::-1]
-            points = [sweep_point(items, negatives, threshold, pool) for threshold in [*thresholds, -np.inf]]
-            results[kind] = {str(limit): exact_area_under(points, limit) for limit in LIMITS}
-            results[kind]["thresholds"] = len(points)
+        for name, items in load_category(root, defect_types=True).items():
+            thresholds = np.unique(np.concatenate([scores.ravel() for scores, _, _ in items]))[::-1]
+            points = [sweep_point(items, threshold, pool) for threshold in [*thresholds, -np.inf]]
+            results[name] = {str(limit): exact_area_under(points, limit) for limit in LIMITS}
+            results[name]["thresholds"] = len(points)
     return results
 
 
@@ -192,10 +208,33 @@ def exact_area_under(points: Sequence[Sequence[float]], limit: float) -> float:
 
 RUNS: dict[str, Callable[[Path], dict]] = {
     "SPRO": run_metric,
+    "SPRO_full_size_maps": run_metric_full_size,
     "evaluate_loco": run_evaluate,
+    "refinement_at_0.05": run_refinement_at_headline,
     "refinement": run_refinement,
     "brute_force": run_brute_force,
 }
+
+
+class AnonymousMemory(threading.Thread):
+    """Samples the memory of this process that is no mapped file; Linux only, else 0."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.first = self.now()
+
+    def now(self) -> int:
+        """Kilobytes at this moment."""
+        status = Path("/proc/self/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        while True:
+            self.peak = max(self.peak, self.now() - self.first)
+            time.sleep(0.02)
 
 
 def child(name: str, root: Path) -> None:
@@ -204,6 +243,8 @@ def child(name: str, root: Path) -> None:
 
     cv2.setNumThreads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    anonymous = AnonymousMemory()
+    anonymous.start()
     start, cpu_start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,6 +253,7 @@ def child(name: str, root: Path) -> None:
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu_start, 2),
         "peak_memory_mb": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024),
+        "peak_anonymous_memory_mb": round(anonymous.peak / 1024),
         "auc_spro": values,
     }
     print(json.dumps(result))
@@ -252,15 +294,15 @@ def main() -> None:
         "cpu_count": os.cpu_count(),
         "load_average_at_start": os.getloadavg()[0],
         "full": {"images": 330, "size": [1280, 1600], "seed": 0},
-        "small": {"images": 6, "size": [20, 25], "seed": 0},
+        "small": {"images": 9, "size": [32, 40], "seed": 0},
     }
     with tempfile.TemporaryDirectory() as folder:
         full, small = Path(folder, "full"), Path(folder, "small")
         draw(full, (1280, 1600), (100, 110, 120), 256)
         for name in options.runs:
             if name == "brute_force":
-                draw(small, (20, 25), (2, 2, 2), 16)
-                write_tiffs(small, (20, 25))
+                draw(small, (32, 40), (3, 3, 3), 24)
+                write_tiffs(small, (32, 40))
                 results["small"] |= {run: measure(run, small) for run in ("evaluate_loco", "brute_force")}
                 continue
             if name == "evaluate_loco":

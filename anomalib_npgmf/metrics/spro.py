@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from anomalib.metrics import AnomalibMetric
@@ -25,6 +26,8 @@ _IN_MEMORY = 512 << 20
 # Values of the last computation by a digest of all it depends on: the metrics for logical, structural and mean differ
 # only in what they report, and an evaluator asks them one after the other.
 _last: tuple[bytes, dict[str, float]] = (b"", {})
+# Likewise the last batch of maps that moved to a file.
+_last_file: tuple[Callable[[], Tensor | None], Tensor] = (lambda: None, torch.empty(0))
 
 
 class _SPRO(LocoMetric):
@@ -62,7 +65,7 @@ class _SPRO(LocoMetric):
             maps = maps.cpu()
         self._stored += maps.nbytes
         if self._stored > _IN_MEMORY and maps.device.type == "cpu":
-            maps = _to_file(maps)
+            maps = _to_file(anomaly_map, maps)
         self.append(maps, image_path, maps.device)
 
     def compute(self) -> Tensor | None:
@@ -90,7 +93,7 @@ class SPRO(AnomalibMetric, _SPRO):  # type: ignore[misc]  # update() takes a bat
 
     One value is one metric for anomalib's evaluator, so that logical, structural and mean are three metrics; they share
     one computation. Maps stay at the size the model gave them, 86 MB for 330 maps of 256 x 256, and beyond 512 MB in a
-    temporary file.
+    temporary file, mapped so that the system drops pages when it needs memory.
 
     Args:
         kind: ``"logical"`` (good and logical images), ``"structural"`` (good and structural images), or ``"mean"`` of
@@ -145,13 +148,16 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     return _last[1]
 
 
-def _to_file(maps: Tensor) -> Tensor:
-    """The same maps in an unnamed temporary file that disappears with them."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(maps.nbytes)
-        mapped = mmap.mmap(file.fileno(), maps.nbytes)
-    mapped.write(maps.contiguous().view(torch.uint8).numpy().tobytes())
-    mapped.flush()
-    if hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # written: the pages need not stay resident
-    return torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape)
+def _to_file(source: Tensor, maps: Tensor) -> Tensor:
+    """The same maps in an unnamed temporary file that disappears with them, one for all metrics that get ``source``."""
+    global _last_file
+    if _last_file[0]() is not source:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(maps.nbytes)
+            mapped = mmap.mmap(file.fileno(), maps.nbytes)
+        mapped.write(maps.contiguous().view(torch.uint8).numpy().tobytes())
+        if hasattr(mapped, "madvise"):
+            mapped.flush()
+            mapped.madvise(mmap.MADV_DONTNEED)  # written: the pages need not stay resident
+        _last_file = (ref(source), torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape))
+    return _last_file[1]

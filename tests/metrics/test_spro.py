@@ -126,9 +126,13 @@ def test_state_moves_to_a_file_beyond_the_budget(category: Category, monkeypatch
     reference = feed(SPRO(), given).compute()
     monkeypatch.setattr(spro, "_IN_MEMORY", given[0].anomaly_map.nbytes)
     monkeypatch.setattr(spro, "_last", (b"", {}))
-    metric = feed(SPRO(), given)
-    for stored, batch in zip(metric.predictions, given, strict=True):
+    metric, other = SPRO(), SPRO("logical")
+    for batch in given:
+        metric.update(batch)
+        other.update(batch)
+    for stored, shared, batch in zip(metric.predictions, other.predictions, given, strict=True):
         assert torch.equal(stored, batch.anomaly_map)
+        assert stored.data_ptr() == shared.data_ptr()
     assert metric.predictions[0].data_ptr() == given[0].anomaly_map.data_ptr()
     assert metric.predictions[1].data_ptr() != given[1].anomaly_map.data_ptr()
     assert metric.compute() == reference
