@@ -136,7 +136,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         self._weights_ready = False
         self._calibration_data: Any = None
         self._calibrated_at = -1
-        self._structural_maps: dict[str, Tensor] = {}
+        self._fixed_maps: dict[str, dict[str, Tensor]] = {}
 
     # ---------------------------------------------------------------- the parts that anomalib asks for
 
@@ -206,7 +206,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
             self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
         self._calibrated_at = -1
-        self._structural_maps = {}
+        self._fixed_maps = {}
         self.category = self._category()
         datamodule = getattr(self.trainer, "datamodule", None)
         self._calibration_data = None if datamodule is None else split_for_calibration(datamodule)
@@ -345,7 +345,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         datamodule.setup("fit")
         view = plain(split_for_calibration(datamodule), self.settings.image_size)
         restore_training_data(datamodule)
-        self._structural_maps = {}
+        self._fixed_maps = {}
         self._calibrate_on(DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))
 
     def _calibrate_on(self, loader: Iterable[Any]) -> None:
@@ -380,16 +380,18 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         self.model.train(training)
 
     def _maps_with_memory(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """Branch maps of a batch; the nearest-neighbour search runs once per image and fit, for the bank is fixed."""
+        """Branch maps of a batch; those of the parts that training does not change are computed once per image."""
         assert batch.image is not None
         assert batch.image_path is not None
         paths = [str(path) for path in batch.image_path]
-        known: Tensor | None = None
-        if self.model.structural is not None and all(path in self._structural_maps for path in paths):
-            known = torch.stack([self._structural_maps[path] for path in paths]).to(self.device)
+        known: dict[str, Tensor] = {}
+        if all(path in self._fixed_maps for path in paths):
+            rows = [self._fixed_maps[path] for path in paths]
+            known = {part: torch.stack([row[part] for row in rows]).to(self.device) for part in rows[0]}
         maps = self.model.branch_maps(batch.image, known).maps
-        if self.model.structural is not None and known is None:
-            self._structural_maps.update(zip(paths, maps["structural"].cpu(), strict=True))
+        if not known:
+            fixed = {part: values.cpu() for part, values in maps.items() if part != "logical"}
+            self._fixed_maps |= {path: {part: v[i] for part, v in fixed.items()} for i, path in enumerate(paths)}
         return maps
 
     def _normalised(self, images: Tensor) -> Tensor:

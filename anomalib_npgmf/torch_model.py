@@ -1,5 +1,6 @@
 """NPGMF in pure torch: backbones, the two branches and their merging."""
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.presets import ModelConfig
 from anomalib_npgmf.resize import AntialiasedResize
 from anomalib_npgmf.structural.model import StructuralBranch
+
+PARTS = ("logical", "structural", "composition")
 
 
 class Features(NamedTuple):
@@ -127,25 +130,28 @@ class NpgmfModel(nn.Module):
             weights = self.config.backbone_weights if shared else self.config.structural_backbone_weights
             self.structural_encoder.load_weights(weights)
 
-    def features(self, image: Tensor, *, structural: bool = True) -> Features:
+    def features(self, image: Tensor, parts: Collection[str] = PARTS) -> Features:
         """Frozen features for each part, from one backbone pass where it is shared.
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
-            structural: Whether the structural branch's features are wanted.
+            parts: Which parts want theirs, among ``"logical"``, ``"structural"`` and ``"composition"``.
 
         Returns:
-            Maps for the parts in use.
+            Maps for those of the parts that the model has.
         """
-        raw = self.encoder(self.resize_logical(image)) if self.encoder is not None else []
-        logical = self.logical.standardise(raw) if self.logical is not None else []
+        bank = self.structural is not None and "structural" in parts
+        composition = self.composition is not None and "composition" in parts
+        raw: list[Tensor] = []
+        if self.encoder is not None and ("logical" in parts or self.structural_encoder is None):
+            raw = self.encoder(self.resize_logical(image))
         source = raw
-        if self.structural_encoder is not None and (structural or self.composition is not None):
+        if self.structural_encoder is not None and (bank or composition):
             source = self.structural_encoder(self.resize_structural(image))
         return Features(
-            logical,
-            [source[i] for i in self._structural_inputs] if self.structural is not None and structural else [],
-            [source[i] for i in self._composition_inputs] if self.composition is not None else [],
+            self.logical.standardise(raw) if self.logical is not None and "logical" in parts else [],
+            [source[i] for i in self._structural_inputs] if bank else [],
+            [source[i] for i in self._composition_inputs] if composition else [],
         )
 
     @torch.no_grad()
@@ -159,27 +165,27 @@ class NpgmfModel(nn.Module):
             parts = [self.encoder(self.resize_logical(part)) for part in images.split(8)]
             self.logical.initialise([torch.cat(level) for level in zip(*parts, strict=True)])
 
-    def branch_maps(self, image: Tensor, structural_map: Tensor | None = None) -> BranchMaps:
-        """Raw anomaly maps of the branches (eqs. 7 and 10).
+    def branch_maps(self, image: Tensor, known: Mapping[str, Tensor] | None = None) -> BranchMaps:
+        """Raw anomaly maps of the parts (eqs. 7 and 10).
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
-            structural_map: The structural map where it is known already, [B, 1, h, w]; its search is skipped.
+            known: Maps that need no new computation, by part.
 
         Returns:
             The maps and the reconstruction.
         """
-        logical, structural, composition = self.features(image, structural=structural_map is None)
-        maps: dict[str, Tensor] = {}
+        maps = dict(known or {})
+        features = self.features(image, [part for part in PARTS if part not in maps])
         reconstruction = None
         if self.logical is not None:
-            output = self.logical(logical)
-            maps["logical"] = self.logical.anomaly_map(logical, output)
+            output = self.logical(features.logical)
+            maps["logical"] = self.logical.anomaly_map(features.logical, output)
             reconstruction = output.reconstruction
-        if self.structural is not None:
-            maps["structural"] = self.structural(structural) if structural_map is None else structural_map
-        if self.composition is not None:
-            maps["composition"] = self.composition(composition, self.merger.size).anomaly_map
+        if self.structural is not None and "structural" not in maps:
+            maps["structural"] = self.structural(features.structural)
+        if self.composition is not None and "composition" not in maps:
+            maps["composition"] = self.composition(features.composition, self.merger.size).anomaly_map
         return BranchMaps(maps, reconstruction)
 
     @torch.no_grad()
@@ -194,7 +200,7 @@ class NpgmfModel(nn.Module):
         """
         if self.composition is None:
             return []
-        return self.composition.explain(self.features(image, structural=False).composition, self.config.image_size)
+        return self.composition.explain(self.features(image, ["composition"]).composition, self.config.image_size)
 
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
         """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
@@ -228,7 +234,7 @@ class NpgmfModel(nn.Module):
         if self.training:
             if self.logical is None:
                 return {"loss": image.new_zeros((), requires_grad=True)}  # a memory bank has no loss
-            return self.logical.losses(self.features(image, structural=False).logical, self.resize_logical(image))
+            return self.logical.losses(self.features(image, ["logical"]).logical, self.resize_logical(image))
         if not torch.compiler.is_compiling() and not self.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
             raise RuntimeError(msg)
