@@ -71,11 +71,31 @@ def test_a_single_branch_counts_with_weight_one(branch: str, mean: float, std: f
     torch.testing.assert_close(merger({branch: raw}), (raw - mean) / std)
 
 
-def test_contributions_add_up() -> None:
+def test_summands_are_smoothed_and_add_up() -> None:
     merger = make_merger()
     maps = {"logical": torch.rand(1, 1, 32, 32), "structural": torch.rand(1, 1, 8, 8)}
-    total = sum(merger.summands(maps).values())
-    torch.testing.assert_close(merger(maps), total, rtol=1e-5, atol=1e-5)
+    summands = merger.summands(maps)
+    torch.testing.assert_close(summands["logical"], merger.blur((maps["logical"] - 2.0) / 0.5))
+    torch.testing.assert_close(merger(maps), sum(summands.values()), rtol=1e-5, atol=1e-5)
+    alone = {"structural": maps["structural"]}
+    torch.testing.assert_close(merger.summands(alone)["structural"], merger(alone))
+
+
+def test_composition_outdoes_the_branches_or_leaves_them() -> None:
+    """Both sides in deviations above the normal images' scores; the larger one counts."""
+    merger = MapMerger((32, 32), 1.0, 3.0, composition=True)
+    assert merger.composition is not None
+    merger.composition.calibrate(torch.tensor([1.0, 3.0]), torch.tensor([10.0, 30.0]))
+    merger.calibrate({"logical": (0.0, 1.0)})
+    branch = {"logical": torch.full((1, 1, 32, 32), 4.0)}  # two deviations above two
+    for distance, expected in ((30.0, 2.0), (50.0, 3.0)):
+        merged = merger(branch | {"composition": torch.full((1, 1, 32, 32), distance)})
+        torch.testing.assert_close(merged, torch.full((1, 1, 32, 32), expected))
+
+
+def test_nothing_to_merge() -> None:
+    with pytest.raises(ValueError, match="nothing to merge among"):
+        make_merger()({})
 
 
 def test_maps_meet_at_one_size() -> None:

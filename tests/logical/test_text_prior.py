@@ -82,7 +82,7 @@ def test_file_that_does_not_fit_names_the_first_keys(tmp_path: Path) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(FileNotFoundError, match="no weights file at nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no weights file at nowhere\.pth"):
         encode_caption("Pushpins", TINY, weights="nowhere.pth")
 
 

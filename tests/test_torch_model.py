@@ -1,0 +1,169 @@
+"""The whole model in pure torch: presets at full size, shared passes, two image sizes."""
+
+from typing import Any
+
+import pytest
+import torch
+from _factory import SLIM_LOGICAL
+from torch import nn
+
+from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.presets import ModelConfig, resolve
+from anomalib_npgmf.torch_model import NpgmfModel
+
+TINY = {"backbone": "test_resnet", "logical_image_size": 128}
+
+
+def make(overrides: dict[str, Any] | None = None, **logical: Any) -> NpgmfModel:
+    torch.manual_seed(0)
+    return NpgmfModel(resolve("small", TINY | (overrides or {}), SLIM_LOGICAL | logical, {"coreset_ratio": 0.5}))
+
+
+def ready(model: NpgmfModel) -> NpgmfModel:
+    """Bank collected and calibrated, on noise."""
+    model.eval()
+    size = model.config.image_size
+    if model.structural is not None:
+        model.structural.collect(model.features(torch.randn(2, 3, *size)).structural, keys=["a", "b"])
+        model.structural.finish()
+    model.merger.calibrate({"logical": (1.0, 0.5), "structural": (4.0, 2.0)})
+    return model
+
+
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize(
+    ("preset", "smallest", "largest"), [("paper", 300e6, 500e6), ("literal", 300e6, 600e6), ("fast", 20e6, 300e6)]
+)
+def test_presets_at_full_size(
+    monkeypatch: pytest.MonkeyPatch, preset: str, smallest: float, largest: float, size: int
+) -> None:
+    """Shapes and number of trained parameters, on the meta device, which computes nothing."""
+    monkeypatch.setattr(Backbone, "rectified", lambda self: (True,) * len(self.levels))
+    with torch.device("meta"):
+        model = NpgmfModel(resolve(preset, {"branches": "logical", "logical_image_size": size})).eval()
+        assert model.encoder is not None
+        assert model.logical is not None
+        features = model.encoder(torch.empty(1, 3, size, size))
+        assert [f.shape[1] for f in features] == [64, 256, 512, 1024, 2048]
+        out = model.logical(features)
+        embedding = model.logical.embedding(features[-1])
+    assert [f.shape for f in out.decoded] == [f.shape for f in features]
+    assert out.reconstruction.shape == (1, 3, size, size)
+    assert embedding.shape[-2:] == (size // 128, size // 128)
+    assert smallest < sum(p.numel() for p in model.parameters() if p.requires_grad) < largest
+
+
+def test_one_pass_serves_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ready(make())
+    assert model.structural_encoder is None
+    assert model.encoder is not None
+    passes: list[torch.Size] = []
+    model.encoder.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape))
+    with torch.no_grad():
+        out = model(torch.randn(3, 3, 128, 128))
+    assert passes == [(3, 3, 128, 128)]
+    assert out.pred_score.shape == (3,)
+    assert out.anomaly_map.shape == (3, 1, 128, 128)
+
+
+def test_shared_features_are_the_structural_levels() -> None:
+    model = make()
+    features = model.features(torch.randn(1, 3, 128, 128))
+    assert [f.shape[-1] for f in features.logical] == [64, 32, 16, 8, 4]
+    assert [f.shape[-1] for f in features.structural] == [16, 8]
+
+
+@pytest.mark.parametrize(
+    ("logical", "structural"), [((128, 128), (256, 256)), ((256, 256), (128, 128)), ((128, 256), (64, 128))]
+)
+def test_each_branch_sees_its_size(logical: tuple[int, int], structural: tuple[int, int]) -> None:
+    model = ready(make({"logical_image_size": logical, "structural_image_size": structural}))
+    seen: dict[str, torch.Size] = {}
+    for name in ("encoder", "structural_encoder"):
+        network = getattr(model, name)
+        network.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0].shape[-2:]}))
+    size = model.config.image_size
+    with torch.no_grad():
+        out = model(torch.randn(1, 3, *size))
+        maps = model.branch_maps(torch.randn(1, 3, *size)).maps
+    assert seen == {"encoder": logical, "structural_encoder": structural}
+    assert maps["logical"].shape[-2:] == logical
+    assert maps["structural"].shape[-2:] == (structural[0] // 8, structural[1] // 8)
+    assert out.anomaly_map.shape[-2:] == size, "maps come at the size of the images"
+
+
+def test_score_is_the_maximum_of_the_merged_map() -> None:
+    model = ready(make())
+    image = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        out, maps = model(image), model.branch_maps(image).maps
+        torch.testing.assert_close(out.pred_score, model.merger(maps).amax(dim=(1, 2, 3)))
+    torch.testing.assert_close(out.pred_score, out.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+def test_known_structural_map_saves_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ready(make())
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        first = model.branch_maps(image)
+        assert model.structural is not None
+        monkeypatch.setattr(model.structural.bank, "search", lambda queries: pytest.fail("searched"))
+        again = model.branch_maps(image, {"structural": first.maps["structural"]})
+    assert torch.equal(first.maps["structural"], again.maps["structural"])
+    assert torch.equal(first.maps["logical"], again.maps["logical"])
+
+
+@pytest.mark.parametrize("branches", ["logical", "structural"])
+def test_a_branch_alone_builds_nothing_of_the_other(branches: str) -> None:
+    model = ready(make({"branches": branches}))
+    assert (model.logical is None) is (branches == "structural")
+    assert (model.structural is None) is (branches == "logical")
+    with torch.no_grad():
+        output = model.branch_maps(torch.randn(1, 3, 128, 128))
+    assert list(output.maps) == [branches]
+    assert (output.reconstruction is None) is (branches == "structural")
+
+
+def test_training_gives_losses_and_touches_no_backbone() -> None:
+    model = make().train()
+    losses = model(torch.randn(2, 3, 128, 128))
+    losses["loss"].backward()
+    assert model.encoder is not None
+    assert not any(module.training for module in model.encoder._features.modules())
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert model.logical is not None
+    assert any(p.grad is not None for p in model.logical.parameters())
+
+
+def test_state_dict_holds_everything() -> None:
+    """A fresh model with other random weights, and no bank, gives the same maps."""
+    model = ready(make())
+    torch.manual_seed(99)
+    other = NpgmfModel(model.config)
+    other.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(image).anomaly_map, model(image).anomaly_map)
+
+
+def test_batches_do_not_mix() -> None:
+    model = ready(make())
+    images = torch.randn(3, 3, 128, 128)
+    with torch.no_grad():
+        together = model(images).anomaly_map
+        alone = torch.cat([model(image[None]).anomaly_map for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_go_to_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[nn.Module, str | None]] = []
+    config = ModelConfig(
+        **TINY | {"logical_image_size": (128, 128), "text_prior": "none"},
+        backbone_weights="a.pth",
+        structural_backbone=None,
+        logical=resolve("small", {}, SLIM_LOGICAL).logical,
+    )
+    model = NpgmfModel(config)
+    monkeypatch.setattr(type(model.encoder), "load_weights", lambda self, weights: loaded.append((self, weights)))
+    model.load_weights()
+    assert loaded == [(model.encoder, "a.pth"), (model.structural_encoder, "a.pth")]

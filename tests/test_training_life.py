@@ -1,0 +1,165 @@
+"""What a trainer may be told, how the parts switch off, and images of every kind."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from _factory import draw_category, folder_of, make_engine, make_model, mvtec
+from torch import nn
+
+from anomalib_npgmf import Npgmf, lightning_model
+
+
+@pytest.fixture(scope="module")
+def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_category(tmp_path_factory.mktemp("life"))
+
+
+def scores_of(engine: Any, model: Npgmf, datamodule: Any) -> list[float]:
+    batches = engine.predict(model, datamodule=datamodule)
+    return [score for batch in batches for score in batch.pred_score.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("given", "branches", "expected"),
+    [(None, "both", 50), (7, "both", 7), (1000, "both", 1000), (-1, "both", -1), (None, "structural", 1)]
+    + [(3, "structural", 3)],
+)
+def test_epochs_give_way_to_the_user(tmp_path: Path, given: int | None, branches: str, expected: int) -> None:
+    """anomalib's engine overrides what differs from the model's own arguments; the default differs from nothing."""
+    engine = make_engine(tmp_path, max_epochs=given)
+    engine._setup_trainer(make_model(branches=branches, visualizer=False))
+    assert int(engine.trainer.max_epochs) == expected
+    assert given is None or type(engine.trainer.max_epochs) is int
+
+
+def test_steps_are_honoured_without_epochs(category: Path, tmp_path: Path) -> None:
+    """The default number of epochs must not end a run that the user limits by steps."""
+    engine = make_engine(tmp_path, max_epochs=None, max_steps=4)
+    model = make_model(visualizer=False, branches="logical")
+    engine.fit(model, datamodule=mvtec(category.parent))
+    assert engine.trainer.global_step == 4
+    assert engine.trainer.fit_loop.max_epochs == -1
+
+
+def test_other_trainer_options_are_honoured(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(Npgmf, "clip_gradients", lambda self, optimizer, limit, algorithm: limits.append(limit))
+    options = {"max_epochs": 2, "limit_train_batches": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0.25}
+    engine = make_engine(tmp_path, **options)
+    engine.fit(make_model(visualizer=False, branches="logical"), datamodule=mvtec(category.parent))
+    assert engine.trainer.global_step == 2
+    assert limits == [0.25, 0.25]
+
+
+def test_gradients_are_clipped_to_one(category: Path, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Watched(Npgmf):
+        def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(nn.utils.get_total_norm(gradients).item())
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return 1e3 * super().training_step(batch, batch_idx)
+
+    model = Watched(preset="small", backbone="test_resnet", logical_image_size=128, branches="logical")
+    make_engine(tmp_path, limit_train_batches=2).fit(model, datamodule=mvtec(category.parent))
+    assert norms
+    assert max(norms) <= 1.0 + 1e-3
+
+
+def test_optimiser_is_the_papers() -> None:
+    model = make_model(visualizer=False, learning_rate=3e-4)
+    optimiser = model.configure_optimizers()
+    assert isinstance(optimiser, torch.optim.Adam)
+    assert optimiser.defaults["betas"] == (0.5, 0.999)
+    assert optimiser.defaults["lr"] == 3e-4
+    assert optimiser.defaults["weight_decay"] == 0
+    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert trained == {id(p) for n, p in model.named_parameters() if "encoder" not in n}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"branches": "logical", "use_codebooks": False, "text_prior": "none"},
+        {"branches": "structural"},
+        {"text_prior": "random", "structural_image_size": 256},
+    ],
+    ids=["logical", "structural", "two sizes"],
+)
+def test_ablations_train_test_and_reload(category: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = make_model(visualizer=False, **changes)
+    datamodule, engine = mvtec(category.parent), make_engine(tmp_path)
+    engine.fit(model, datamodule=datamodule)
+    branches = changes.get("branches", "both")
+    assert (model.model.logical is not None) is (branches != "structural")
+    assert (model.model.structural is not None) is (branches != "logical")
+    assert model.model.merger.calibrated
+    results = engine.test(model, datamodule=datamodule)
+    assert 0 <= results[0]["image_AUROC"] <= 1
+    restored = Npgmf.load_from_checkpoint(engine.trainer.checkpoint_callback.best_model_path)
+    restored.visualizer = None
+    restored_scores = scores_of(make_engine(tmp_path / "again"), restored, datamodule)
+    assert restored_scores == scores_of(engine, model, datamodule)
+
+
+def test_batch_of_one_and_logged_names(category: Path, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, limit_train_batches=3)
+    model = make_model(visualizer=False, logical={"vq_levels": (3, 4)})
+    engine.fit(model, datamodule=mvtec(category.parent, train_batch_size=1, eval_batch_size=1))
+    assert engine.trainer.global_step == 3
+    logged = {name: float(value) for name, value in engine.trainer.logged_metrics.items()}
+    losses = {"train_loss", "train_feature_loss", "train_image_loss", "train_codebook_loss"}
+    assert losses | {f"{n}_{k}" for n in ("perplexity", "dead_codes") for k in (3, 4)} <= set(logged)
+    total = logged["train_feature_loss"] + logged["train_image_loss"] + logged["train_codebook_loss"]
+    assert logged["train_loss"] == pytest.approx(total, rel=1e-4)
+    assert all(1 <= logged[f"perplexity_{k}"] <= 16 for k in (3, 4))
+
+
+def test_grey_16_bit_and_transparent_images(tmp_path: Path) -> None:
+    folder = draw_category(tmp_path / "data")
+    for i, part in enumerate(("train/good", "test/good", "test/blot")):
+        files = sorted((folder / part).glob("*.png"))
+        picture = cv2.imread(str(files[0]))
+        grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        cv2.imwrite(str(files[0]), grey)
+        cv2.imwrite(str(files[1]), grey.astype(np.uint16) * 257)
+        cv2.imwrite(str(files[2]), np.dstack([picture, np.full_like(grey, 255 - 80 * i)]))
+    engine, datamodule = make_engine(tmp_path), mvtec(folder.parent)
+    model = make_model(visualizer=False)
+    engine.fit(model, datamodule=datamodule)
+    scores = scores_of(engine, model, datamodule)
+    assert len(scores) == 8
+    assert np.isfinite(scores).all()
+
+
+def test_a_folder_gives_its_name_to_clip(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions: list[str] = []
+
+    def encode(caption: str, **kwargs: Any) -> torch.Tensor:
+        captions.append(caption)
+        return torch.ones(512)
+
+    monkeypatch.setattr(lightning_model, "encode_caption", encode)
+    options = {"branches": "logical", "text_prior": "clip", "visualizer": False}
+    for prompt in (None, "A red box"):
+        model = make_model(prompt=prompt, **options)
+        make_engine(tmp_path, limit_train_batches=1).fit(model, datamodule=folder_of(category))
+    assert captions == ["Plates", "A red box"]
+
+
+def test_fitting_twice_sets_the_same_images_aside(category: Path, tmp_path: Path) -> None:
+    datamodule = mvtec(category.parent)
+    aside: list[list[str]] = []
+    for _ in range(2):
+        model = make_model(visualizer=False, branches="structural")
+        make_engine(tmp_path).fit(model, datamodule=datamodule)
+        aside.append(list(model._calibration_data.samples.image_path))
+        assert len(datamodule.train_data) == 10
+    assert aside[0] == aside[1]
