@@ -92,8 +92,8 @@ class NpgmfVisualizer(ImageVisualizer):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: ImageBatch,
-        batch: ImageBatch,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -116,8 +116,8 @@ class NpgmfVisualizer(ImageVisualizer):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: ImageBatch,
-        batch: ImageBatch,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -145,6 +145,7 @@ class NpgmfVisualizer(ImageVisualizer):
             One RGB picture per image.
         """
         assert batch.anomaly_map is not None
+        assert batch.image is not None
         branch_maps = module.branch_maps
         merger, post = module.model.merger, module.post_processor
         parts = {branch: part.float().cpu() for branch, part in merger.summands(branch_maps.maps).items()}

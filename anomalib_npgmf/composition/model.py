@@ -162,13 +162,13 @@ class CompositionBranch(nn.Module):
             additions.append(deviation * gradient)
         found = []
         for image, addition in enumerate(torch.stack(additions, dim=1)):  # [B, L, R, K]
-            level, book, code = (int(i) for i in torch.unravel_index(addition.argmax(), addition.shape))
-            membership = memberships[level][image, book, code]
-            variation = self.variations[level]
+            row, book, code = (int(i) for i in torch.unravel_index(addition.argmax(), addition.shape))
+            membership = memberships[row][image, book, code]
+            variation = self.variations[row]
             assert isinstance(variation, NormalVariation)
             normal = float(variation.mean[book, code].square()) - _RARE
             mask = F.interpolate(membership[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
-            found.append(Explanation(self.levels[level], book, code, float(membership.mean()), max(normal, 0.0), mask))
+            found.append(Explanation(self.levels[row], book, code, float(membership.mean()), max(normal, 0.0), mask))
         return found
 
 
