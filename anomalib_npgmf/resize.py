@@ -59,9 +59,10 @@ class AntialiasedResize(nn.Module):
             resize_matrix(torch.arange(side, dtype=torch.float32, device=image.device), after).to(image.dtype)
             for side, after in zip(sides, self.size, strict=True)
         )
-        # Columns first: OpenVINO's CPU plugin would fuse a normalisation per channel into a last product with constants
-        # on its right, and fails to.
-        return rows @ (image @ columns.T)
+        # Channels folded into the batch: into a product over four dimensions OpenVINO's CPU plugin would fuse the
+        # normalisation that follows, and fails at it.
+        resized = rows @ image.flatten(0, 1) @ columns.T
+        return resized.reshape(*image.shape[:2], *self.size)
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:
