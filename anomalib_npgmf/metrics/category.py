@@ -9,37 +9,29 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from anomalib_npgmf.metrics.annotation import AnnotatedImage, LoadMap, annotate
 from anomalib_npgmf.metrics.functional import (
     Hits,
     SproCurve,
-    _spro_update,
     add_counts,
     merge_hits,
 )
 from anomalib_npgmf.metrics.ground_truth import (
-    GOOD,
-    DefectType,
-    category_of,
-    image_size,
-    kind_of,
-    read_defects,
     read_defects_config,
 )
 from anomalib_npgmf.metrics.scores import FloatArray
 
 T = TypeVar("T")
-LoadMap = Callable[[Path], FloatArray]
 
 
 class Progress(Protocol):
@@ -51,8 +43,6 @@ class Progress(Protocol):
 
 # Pixels sorted at a time: large enough to look all thresholds up rarely, small enough for 128 MB per worker.
 _CHUNK = 1 << 25
-# Every 16th pixel in both directions estimates where the negatives of interest begin.
-_STRIDE = 16
 _NAMED = 3  # how many names a warning gives
 
 UNDERSIZED = "Smaller than the saturation threshold, so the whole defect has to be found"
@@ -70,33 +60,6 @@ class CategoryCurves(NamedTuple):
 
     curves: dict[str, SproCurve]
     anomalous: dict[str, list[Path]]
-
-
-@dataclass
-class _Annotated:
-    """What the first pass keeps of an image: hits, saturation areas and labels per defect, and its negatives."""
-
-    path: Path
-    size: tuple[int, int]
-    labels: list[tuple[str, str]] = field(default_factory=list)
-    hits: list[FloatArray] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
-    undersized: list[str] = field(default_factory=list)
-    negatives: int = 0
-    marked: npt.NDArray[np.uint8] | None = None  # union of the defects, one bit per pixel
-    sample: FloatArray | None = None
-
-    def negatives_of(self, scores: FloatArray) -> FloatArray:
-        if self.marked is None:
-            return scores.ravel()
-        marked = np.unpackbits(self.marked, count=scores.size).view(np.bool_)
-        return scores.ravel()[~marked]
-
-    def holds(self, subset: str) -> bool:
-        return any(subset in labels for labels in self.labels)
-
-    def in_subset(self, subset: str) -> bool:
-        return not self.labels or self.holds(subset)
 
 
 @dataclass
@@ -157,10 +120,10 @@ def spro_curves(
     config = lru_cache(read_defects_config)
     with ThreadPoolExecutor(workers) as pool:
 
-        def annotate(path: Path) -> _Annotated:
-            return _annotate(path, load_map, config, sample=limit < 1)
+        def look(path: Path) -> AnnotatedImage:
+            return annotate(path, load_map, config, sample=limit < 1)
 
-        annotated = list(show(pool.map(annotate, images), "ground truth", len(images)))
+        annotated = list(show(pool.map(look, images), "ground truth", len(images)))
         _warn_of([name for image in annotated for name in image.undersized], UNDERSIZED)
         _warn_of([str(image.path) for image in annotated if not image.negatives], ENTIRELY_DEFECTIVE)
         names = sorted({label[0] for image in annotated for label in image.labels})
@@ -179,34 +142,7 @@ def spro_curves(
             cut = -np.inf
 
 
-def _annotate(
-    path: Path, load_map: LoadMap, config: Callable[[Path], dict[int, DefectType]], *, sample: bool
-) -> _Annotated:
-    size = image_size(path)
-    image = _Annotated(path, size, negatives=size[0] * size[1])
-    kind = kind_of(path)
-    if kind is None:
-        raise ValueError(f"{path} is no test image of MVTec LOCO AD: expected <category>/test/<kind>/<name>.")
-    if kind == GOOD and not sample:
-        return image
-    scores = load_map(path)
-    negative = np.ones(size, dtype=bool)
-    if kind != GOOD:
-        for defect in read_defects(path, config(category_of(path))):
-            image.hits.append(_spro_update(scores, defect.mask, defect.saturation_area))
-            image.areas.append(defect.saturation_area)
-            image.labels.append((kind, defect.name))
-            image.undersized += [f"{defect.path} ({defect.name})"] * defect.undersized
-            negative &= ~defect.mask
-        image.marked = np.packbits(~negative)
-        image.negatives = int(np.count_nonzero(negative))
-    if sample:
-        grid = (slice(None, None, _STRIDE), slice(None, None, _STRIDE))
-        image.sample = scores[grid][negative[grid]]
-    return image
-
-
-def _estimate_cut(images: Sequence[_Annotated], names: Sequence[str], limit: float) -> float:
+def _estimate_cut(images: Sequence[AnnotatedImage], names: Sequence[str], limit: float) -> float:
     """Score that clearly more than a share ``limit`` of the negatives of every subset probably exceeds."""
     share = 1.25 * limit + 0.005
     if share >= 1:
@@ -220,7 +156,7 @@ def _estimate_cut(images: Sequence[_Annotated], names: Sequence[str], limit: flo
     return min(cuts, default=-np.inf)
 
 
-def _make_subset(name: str, images: Sequence[_Annotated], cut: float) -> _Subset:
+def _make_subset(name: str, images: Sequence[AnnotatedImage], cut: float) -> _Subset:
     hits, areas = [], []
     for image in images:
         for labels, scores, area in zip(image.labels, image.hits, image.areas, strict=True):
@@ -234,17 +170,17 @@ def _make_subset(name: str, images: Sequence[_Annotated], cut: float) -> _Subset
 
 
 def _count_negatives(
-    images: Sequence[_Annotated],
+    images: Sequence[AnnotatedImage],
     subsets: Sequence[_Subset],
     load_map: LoadMap,
     cut: float,
     pool: ThreadPoolExecutor,
     show: Progress,
 ) -> None:
-    def members(image: _Annotated) -> list[int]:
+    def members(image: AnnotatedImage) -> list[int]:
         return [index for index, subset in enumerate(subsets) if image.in_subset(subset.name)]
 
-    chunks: list[tuple[list[int], list[_Annotated]]] = []
+    chunks: list[tuple[list[int], list[AnnotatedImage]]] = []
     for group, together in groupby(sorted(images, key=members), key=members):
         pixels = _CHUNK
         for image in together:
@@ -255,7 +191,7 @@ def _count_negatives(
             pixels += image.negatives
     constant: list[str] = []
 
-    def count(chunk: tuple[list[int], list[_Annotated]]) -> None:
+    def count(chunk: tuple[list[int], list[AnnotatedImage]]) -> None:
         kept = []
         for image in chunk[1]:
             scores = load_map(image.path)

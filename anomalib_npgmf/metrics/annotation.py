@@ -1,0 +1,124 @@
+"""What the sPRO curve needs of one test image with its defects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalib_npgmf.metrics.functional import _spro_update
+from anomalib_npgmf.metrics.ground_truth import GOOD, DefectType, category_of, image_size, kind_of, read_defects
+from anomalib_npgmf.metrics.scores import FloatArray
+
+LoadMap = Callable[[Path], FloatArray]
+
+# Every 16th pixel in both directions estimates where the negatives of interest begin.
+_STRIDE = 16
+
+
+@dataclass
+class AnnotatedImage:
+    """What is kept of a test image: little enough for a whole category.
+
+    Attributes:
+        path: The image.
+        size: Its height and width.
+        labels: Kind of anomaly and defect type, per defect.
+        hits: Scores of the pixels that raise the sPRO, per defect.
+        areas: Saturation area, per defect.
+        undersized: Defects with fewer pixels than their absolute saturation threshold.
+        negatives: Number of pixels that no defect marks.
+        marked: Pixels that some defect marks, one bit each; None if there are none.
+        sample: Some scores of negative pixels.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    labels: list[tuple[str, str]] = field(default_factory=list)
+    hits: list[FloatArray] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+    undersized: list[str] = field(default_factory=list)
+    negatives: int = 0
+    marked: npt.NDArray[np.uint8] | None = None
+    sample: FloatArray | None = None
+
+    def negatives_of(self, scores: FloatArray) -> FloatArray:
+        """Scores of the pixels that no defect marks.
+
+        Args:
+            scores: ``(H, W)`` map of the image.
+
+        Returns:
+            ``(negatives,)``.
+        """
+        if self.marked is None:
+            return scores.ravel()
+        marked = np.unpackbits(self.marked, count=scores.size).view(np.bool_)
+        return scores.ravel()[~marked]
+
+    def holds(self, subset: str) -> bool:
+        """Whether a defect is of this kind or type.
+
+        Args:
+            subset: Kind of anomaly or defect type.
+
+        Returns:
+            False for a good image.
+        """
+        return any(subset in labels for labels in self.labels)
+
+    def in_subset(self, subset: str) -> bool:
+        """Whether the image is compared: a good one, or one that holds such a defect.
+
+        Args:
+            subset: Kind of anomaly or defect type.
+
+        Returns:
+            True if its negatives count.
+        """
+        return not self.labels or self.holds(subset)
+
+
+def annotate(
+    path: Path, load_map: LoadMap, config: Callable[[Path], dict[int, DefectType]], *, sample: bool
+) -> AnnotatedImage:
+    """Look at the defects of a test image.
+
+    Args:
+        path: Test image in the layout of MVTec LOCO AD.
+        load_map: Gives the ``(H, W)`` map of an image at its original size.
+        config: Gives the defect types of a category folder.
+        sample: Whether to sample the scores of negative pixels as well, which needs the maps of good images.
+
+    Returns:
+        What the curve needs of the image.
+
+    Raises:
+        FileNotFoundError: If the config or the ground truth is missing.
+        ValueError: If the ground truth is invalid, or the path has another layout.
+    """
+    size = image_size(path)
+    image = AnnotatedImage(path, size, negatives=size[0] * size[1])
+    kind = kind_of(path)
+    if kind is None:
+        raise ValueError(f"{path} is no test image of MVTec LOCO AD: expected <category>/test/<kind>/<name>.")
+    if kind == GOOD and not sample:
+        return image
+    scores = load_map(path)
+    negative = np.ones(size, dtype=bool)
+    if kind != GOOD:
+        for defect in read_defects(path, config(category_of(path))):
+            image.hits.append(_spro_update(scores, defect.mask, defect.saturation_area))
+            image.areas.append(defect.saturation_area)
+            image.labels.append((kind, defect.name))
+            image.undersized += [f"{defect.path} ({defect.name})"] * defect.undersized
+            negative &= ~defect.mask
+        image.marked = np.packbits(~negative)
+        image.negatives = int(np.count_nonzero(negative))
+    if sample:
+        grid = (slice(None, None, _STRIDE), slice(None, None, _STRIDE))
+        image.sample = scores[grid][negative[grid]]
+    return image
