@@ -25,8 +25,14 @@ def scores_of(engine: Any, model: Npgmf, datamodule: Any) -> list[float]:
 
 @pytest.mark.parametrize(
     ("given", "branches", "expected"),
-    [(None, "both", 50), (7, "both", 7), (1000, "both", 1000), (-1, "both", -1), (None, "structural", 1)]
-    + [(3, "structural", 3)],
+    [
+        (None, "both", 50),
+        (7, "both", 7),
+        (1000, "both", 1000),
+        (-1, "both", -1),
+        (None, "structural", 1),
+        (3, "structural", 3),
+    ],
 )
 def test_epochs_give_way_to_the_user(tmp_path: Path, given: int | None, branches: str, expected: int) -> None:
     """anomalib's engine overrides what differs from the model's own arguments; the default differs from nothing."""
