@@ -74,7 +74,7 @@ def cover(args: argparse.Namespace) -> None:
             collector = PatchCollector(torch.float32, budget=0, ratio=ratio)
             collector.keep = keep
             collector.append(blocks)
-            kept = collector.assemble()
+            kept = torch.cat(collector.ordered())
             rows_of = {tuple(row[:4].tolist()): i for i, row in enumerate(embedding)}
             chosen = [rows_of[tuple(row[:4].tolist())] for row in kept[select_coreset(kept, size)]]
             radius = covering_radius(embedding, torch.tensor(chosen))

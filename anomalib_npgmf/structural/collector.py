@@ -35,8 +35,8 @@ class PatchCollector:
         >>> collector = PatchCollector(torch.float32, budget=1 << 20, ratio=0.5)
         >>> collector.append(torch.ones(1, 4, 3), keys=["b"])
         >>> collector.append(torch.zeros(2, 4, 3), keys=["a", "b"])
-        >>> collector.assemble()[:, 0].tolist()
-        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+        >>> [block.mean().item() for block in collector.ordered()]
+        [0.0, 1.0]
     """
 
     def __init__(self, dtype: torch.dtype, *, budget: int, ratio: float, seed: int = 0) -> None:
@@ -113,18 +113,9 @@ class PatchCollector:
         else:
             self.blocks.clear()
 
-    def assemble(self) -> Tensor:
-        """Return all stored patches ``[N, d]`` in the order of their keys, and forget them block by block."""
-        blocks, self.blocks = self.blocks, {}
-        total = sum(len(block) for block in blocks.values())
-        first = next(iter(blocks.values()))
-        matrix = first.new_empty(total, first.shape[1])
-        start = 0
-        for key in sorted(blocks):
-            block = blocks.pop(key)
-            matrix[start : start + len(block)] = block
-            start += len(block)
-        return matrix
+    def ordered(self) -> list[Tensor]:
+        """Return the stored blocks ``[n_i, d]`` in the order of their keys."""
+        return [self.blocks[key] for key in sorted(self.blocks)]
 
     def _thin_over(self, num_patches: int) -> None:
         """Begin thinning once that many patches would exceed the budget."""

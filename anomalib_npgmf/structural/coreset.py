@@ -13,18 +13,19 @@ the literal algorithm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from anomalib_npgmf.structural.distance import nearest, rows_per_chunk
+from anomalib_npgmf.structural.distance import mean_row, nearest, rows_per_chunk
 from anomalib_npgmf.structural.projection import draw_projection
 
 _POOL = 512  # points per pool
 _RENEW_ROWS = 128  # points renewed at once; sorted by when they were last seen, so that few repeat a centre
-_ROWS = 8192  # points read at once where all are read
+_ROWS = 2048  # points read at once where all are read
 _CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplicates
 
 
@@ -66,8 +67,37 @@ def select_coreset(
     if not 1 <= size <= len(embedding):
         msg = f"The coreset size must lie between 1 and the {len(embedding)} embeddings given, but it is {size}."
         raise ValueError(msg)
-    matrix, start = draw_projection(len(embedding), embedding.shape[1], seed)
-    features = embedding if matrix is None else _project(embedding, matrix)
+    return select_from_blocks([embedding], size, method=method, seed=seed, progress=progress)
+
+
+def select_from_blocks(
+    blocks: Sequence[Tensor],
+    size: int,
+    *,
+    method: Literal["fast", "exact"] = "fast",
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """Select a coreset of embeddings that lie in blocks, without bringing them together in one tensor.
+
+    Args:
+        blocks: Blocks of embeddings ``[n_i, d]`` of one dtype and device, N in total.
+        size: Number of points to select, 1 <= size <= N.
+        method: See :func:`select_coreset`.
+        seed: See :func:`select_coreset`.
+        progress: Show a progress bar.
+
+    Returns:
+        What :func:`select_coreset` returns for the concatenated blocks.
+
+    Example:
+        >>> blocks = torch.rand(3, 20, 8)
+        >>> torch.equal(select_from_blocks(list(blocks), 9), select_coreset(blocks.flatten(0, 1), 9))
+        True
+    """
+    total, dim = sum(len(block) for block in blocks), blocks[0].shape[1]
+    matrix, start = draw_projection(total, dim, seed)
+    features = torch.cat(list(blocks)) if matrix is None else _project(blocks, matrix, total)
     return _LazyGreedy(features, size, exact=method == "exact").run(start, progress=progress)
 
 
@@ -85,19 +115,21 @@ def covering_radius(embedding: Tensor, indices: Tensor) -> float:
         >>> covering_radius(torch.tensor([[0.0], [1.0], [4.0]]), torch.tensor([0]))
         4.0
     """
-    center = embedding.mean(dim=0, dtype=torch.float32)
+    center = mean_row(embedding)
     points = embedding[indices].float() - center
     norms = points.square().sum(dim=1)
     chunks = embedding.split(rows_per_chunk(len(points), budget=16 << 20))
     return max(float(nearest(chunk.float() - center, points, norms)[0].max()) for chunk in chunks)
 
 
-def _project(embedding: Tensor, matrix: Tensor) -> Tensor:
-    """Project ``[N, d]`` to ``[N, k]`` of the same dtype, a chunk at a time in float32."""
-    matrix = matrix.T.to(embedding.device)
-    features = embedding.new_empty(len(embedding), matrix.shape[1])
-    for source, target in zip(embedding.split(_ROWS), features.split(_ROWS), strict=True):
-        target.copy_(source.float() @ matrix)
+def _project(blocks: Sequence[Tensor], matrix: Tensor, total: int) -> Tensor:
+    """Project blocks of ``[n_i, d]`` to one ``[N, k]`` of the same dtype, a chunk at a time in float32."""
+    matrix = matrix.T.to(blocks[0].device)
+    features = blocks[0].new_empty(total, matrix.shape[1])
+    start = 0
+    for chunk in (chunk for block in blocks for chunk in block.split(_ROWS)):
+        features[start : start + len(chunk)] = chunk.float() @ matrix
+        start += len(chunk)
     return features
 
 
@@ -117,7 +149,7 @@ class _LazyGreedy:
         self.count = 0
         self.selected = features.new_empty(size, dtype=torch.long)
         # Products are taken relative to the mean, where float32 loses least.
-        self.mean = features.mean(dim=0, dtype=torch.float32)
+        self.mean = mean_row(features)
         if not bool(self.mean.isfinite().all()):
             msg = "The embedding holds NaN or Inf; check the images and the backbone's weights."
             raise ValueError(msg)

@@ -70,3 +70,16 @@ def rows_per_chunk(columns: int, budget: int) -> int:
         1024
     """
     return max(1, budget // (4 * max(1, columns)))
+
+
+def mean_row(points: Tensor, rows: int = 2048) -> Tensor:
+    """Return the mean of ``[N, d]`` as ``[d]`` (float32), without a float32 copy of half precision points.
+
+    Example:
+        >>> mean_row(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=torch.float16))
+        tensor([2., 4.])
+    """
+    total = torch.zeros(points.shape[1], device=points.device)
+    for chunk in points.split(rows):
+        total += chunk.float().sum(dim=0)
+    return total / len(points)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anomalib_npgmf.structural.collector import PatchCollector
-from anomalib_npgmf.structural.coreset import select_coreset
+from anomalib_npgmf.structural.coreset import select_from_blocks
 from anomalib_npgmf.structural.distance import nearest, rows_per_chunk
 
 _BUFFERS = ("embeddings", "norms", "center", "basis")
@@ -172,10 +172,10 @@ class MemoryBank(nn.Module):
                 "bank; raise the ratio or train on more images."
             )
             raise ValueError(msg)
-        patches = collector.assemble()
-        rows = select_coreset(patches, size, method=self.coreset_method, seed=self.seed, progress=progress)
-        bank = patches[rows].float()
-        del patches
+        # Never concatenated: one contiguous copy would double the memory of the build.
+        blocks = collector.ordered()
+        rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
+        bank = _take(blocks, rows)
         self.center = bank.mean(dim=0)
         bank -= self.center
         if self.reduce_to is not None:
@@ -201,6 +201,17 @@ class MemoryBank(nn.Module):
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _take(blocks: list[Tensor], rows: Tensor) -> Tensor:
+    """Return the given rows of the concatenated blocks, in float32."""
+    taken = blocks[0].new_empty(len(rows), blocks[0].shape[1], dtype=torch.float32)
+    start = 0
+    for block in blocks:
+        inside = (rows >= start) & (rows < start + len(block))
+        taken[inside] = block[rows[inside] - start].float()
+        start += len(block)
+    return taken
 
 
 def principal_components(points: Tensor, dim: int) -> Tensor:

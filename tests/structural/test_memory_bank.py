@@ -136,7 +136,7 @@ def test_thinning_does_not_depend_on_when_it_began() -> None:
     backward = PatchCollector(torch.float32, budget=images[:5].nbytes, ratio=0.02)
     forward.append(images, names)
     backward.append(images.flip(0), names[::-1])
-    assert torch.equal(forward.assemble(), backward.assemble())
+    assert torch.equal(torch.cat(forward.ordered()), torch.cat(backward.ordered()))
 
 
 def test_collected_patches_are_freed() -> None:
