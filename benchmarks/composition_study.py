@@ -1,0 +1,235 @@
+"""What the composition read-out owes to each of its choices, on drawn images, and how it joins the memory bank's map.
+
+    python benchmarks/composition_study.py --weights mobilenetv2_100.pth --root drawings --output study.json
+
+Every cell is a category and a seed; a cell that is in the output is not computed again. The seeds are not those of the
+reported benchmark: the defaults of the read-out were chosen with this study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.composition.codes import SoftCodes
+from anomalib_npgmf.composition.variation import NormalVariation
+from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
+from anomalib_npgmf.merging import MapMerger, MapStatistics
+from anomalib_npgmf.metrics import auc_spro
+from anomalib_npgmf.metrics.ground_truth import read_defects, read_defects_config
+from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
+
+SIZE = (256, 256)
+LEVELS = (2, 3, 4, 5)
+FOLDERS = {
+    "train": "train/good",
+    "calibration": "validation/good",
+    "good": "test/good",
+    "logical": "test/logical_anomalies",
+    "structural": "test/structural_anomalies",
+}
+KINDS = ("logical", "structural")
+DEFAULT = {"levels": (3, 4), "size": 16, "books": 5, "codes": "soft", "root": True, "grid": 1, "model": "gaussian"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "random patches as codes": {"codes": "random"},
+    "nearest code": {"codes": "nearest"},
+    "1 codebook": {"books": 1},
+    "8 codes": {"size": 8},
+    "32 codes": {"size": 32},
+    "level 3": {"levels": (3,)},
+    "level 4": {"levels": (4,)},
+    "levels 2, 3, 4": {"levels": (2, 3, 4)},
+    "levels 3, 4, 5": {"levels": (3, 4, 5)},
+    "no square root": {"root": False},
+    "2 x 2 grid": {"grid": 2},
+    "nearest neighbour": {"model": "neighbour"},
+    "no covariance": {"model": "identity"},
+    "nearest code, 1 codebook, levels 3, 4, 5": {"codes": "nearest", "books": 1, "levels": (3, 4, 5)},
+}
+
+
+class Cell:
+    """Features and ground truth of a category's images."""
+
+    def __init__(self, folder: Path, backbone: Backbone) -> None:
+        paths = {part: sorted((folder / name).glob("*.png")) for part, name in FOLDERS.items()}
+        self.paths = [path for group in paths.values() for path in group]
+        ends = np.cumsum([0, *map(len, paths.values())])
+        self.rows = {part: list(range(a, b)) for part, a, b in zip(paths, ends, ends[1:], strict=False)}
+        levels: list[list[Tensor]] = []
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        for start in range(0, len(self.paths), 8):
+            images = np.stack([np.asarray(Image.open(path)) for path in self.paths[start : start + 8]])
+            levels.append(backbone(((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)))
+        self.features = {level: torch.cat(maps) for level, maps in zip(LEVELS, zip(*levels, strict=True), strict=True)}
+        config = read_defects_config(folder)
+        self.masks, self.areas = [], []
+        for path in self.paths:
+            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
+            stack = [torch.from_numpy(defect.mask) for defect in defects]
+            self.masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
+            self.areas.append([defect.saturation_area for defect in defects])
+        self._codes: dict[tuple[Any, ...], SoftCodes] = {}
+
+    def codes(self, level: int, size: int, books: int, kind: str) -> SoftCodes:
+        """Codebooks of a level; nearest codes use those of soft ones."""
+        key = (level, size, books, kind == "random")
+        if key not in self._codes:
+            maps = self.features[level]
+            patches = maps[self.rows["train"]].permute(0, 2, 3, 1).flatten(0, 2)
+            codes = SoftCodes(maps.shape[1], size, books)
+            codes.fit(patches)
+            if kind == "random":
+                for book in range(books):
+                    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(book))
+                    centres = patches[order[:size]]
+                    nearest = torch.cdist(patches[order[:20_000]], centres).amin(dim=1).square().median()
+                    codes.weight[book] = 2 * centres / nearest
+                    codes.bias[book] = -centres.square().sum(dim=1) / nearest
+            self._codes[key] = codes
+        return self._codes[key]
+
+    def distances(self, levels: tuple[int, ...], **choice: Any) -> Tensor:
+        """Composition distance of every image."""
+        squared = torch.zeros(len(self.paths))
+        for level in levels:
+            codes = self.codes(level, choice["size"], choice["books"], choice["codes"])
+            shares = []
+            for block in self.features[level].split(16):
+                memberships = codes(block)
+                if choice["codes"] == "nearest":
+                    index = memberships.argmax(dim=2, keepdim=True)
+                    memberships = torch.zeros_like(memberships).scatter_(2, index, 1.0)
+                grid = F.adaptive_avg_pool2d(memberships.flatten(0, 1), choice["grid"])
+                shares.append(grid.reshape(len(block), choice["books"], -1))
+            vectors = torch.cat(shares)
+            vectors = (vectors + 1e-4).sqrt() if choice["root"] else vectors
+            normal = vectors[self.rows["train"]]
+            if choice["model"] == "gaussian":
+                variation = NormalVariation(*vectors.shape[1:])
+                variation.fit(normal)
+                deviation, gradient = variation(vectors)
+                squared += (deviation * gradient).sum(dim=2).mean(dim=1)
+            elif choice["model"] == "identity":
+                squared += (vectors - normal.mean(dim=0)).square().sum(dim=2).mean(dim=1)
+            else:
+                squared += torch.cdist(vectors.transpose(0, 1), normal.transpose(0, 1)).amin(dim=2).square().mean(dim=0)
+        return squared.sqrt()
+
+    def auroc(self, scores: Tensor) -> dict[str, float]:
+        """Image AUROC per type of anomaly."""
+        good = scores[self.rows["good"]]
+        found = {}
+        for kind in KINDS:
+            bad = scores[self.rows[kind]]
+            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+    def spro(self, maps: Tensor) -> dict[str, float]:
+        """AU-sPRO at 0.05 per type of anomaly."""
+        found = {}
+        for kind in KINDS:
+            rows = self.rows["good"] + self.rows[kind]
+            area = auc_spro([maps[r, 0] for r in rows], [self.masks[r] for r in rows], [self.areas[r] for r in rows])
+            found[kind] = area.item()
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+    def merging(self) -> dict[str, Any]:
+        """Every rule of merging the read-out into the memory bank's map."""
+        keys = [f"{row:04d}" for row in self.rows["train"]]
+        bank_levels, levels = [self.features[level] for level in (3, 4)], DEFAULT["levels"]
+        maps = [self.features[level] for level in levels]
+        structural = StructuralBranch([m.shape[1] for m in bank_levels], StructuralConfig(coreset_ratio=0.1))
+        structural.collect([m[self.rows["train"]] for m in bank_levels], keys)
+        structural.finish()
+        composition = CompositionBranch(levels, [m.shape[1] for m in maps], CompositionConfig())
+        composition.collect([m[self.rows["train"]] for m in maps], keys)
+        composition.finish()
+        raw, read = [], []
+        for start in range(0, len(self.paths), 8):
+            raw.append(structural([m[start : start + 8] for m in bank_levels]))
+            read.append(composition([m[start : start + 8] for m in maps], SIZE).anomaly_map)
+        merger, statistics = MapMerger(SIZE, 1.0, 3.0, composition=True), MapStatistics()
+        bank, read_out = torch.cat(raw), torch.cat(read)
+        normal = self.rows["calibration"]
+        statistics.update(merger.resize(bank[normal]))
+        merger.calibrate({"structural": (statistics.mean, statistics.std)})
+        merged = merger.merge_branches({"structural": bank})
+        assert merged is not None
+        assert merger.composition is not None
+        merger.composition.calibrate(merged[normal].amax((1, 2, 3)), read_out[normal].amax((1, 2, 3)))
+        s = (merged - merger.composition.mean[0]) / merger.composition.std[0]
+        c = (read_out - merger.composition.mean[1]) / merger.composition.std[1]
+        peak = c.amax((1, 2, 3), keepdim=True)
+        paint = read_out / read_out.amax((1, 2, 3), keepdim=True)
+        rules: dict[str, Callable[[], Tensor]] = {
+            "memory bank alone": lambda: s,
+            "composition alone": lambda: c,
+            "merged": lambda: merger({"structural": bank, "composition": read_out}),
+            "maximum": lambda: torch.maximum(s, c),
+            "maximum, half the composition": lambda: torch.maximum(s, 0.5 * c),
+            "maximum, composition less 1": lambda: torch.maximum(s, c - 1),
+            "sum": lambda: s + c,
+            "sum, positive part": lambda: s + paint * peak.relu(),
+        }
+        found = {}
+        for name, rule in rules.items():
+            result = rule()
+            found[name] = {"auroc": self.auroc(result.amax((1, 2, 3))), "spro": self.spro(result)}
+        return found
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="weights file of the backbone, or 'random'")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--root", type=Path, required=True, help="folder for the drawn images")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/composition_study.json"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
+    arguments = parser.parse_args()
+    backbone = Backbone(arguments.backbone, LEVELS)
+    backbone.load_weights(arguments.weights)
+    results: dict[str, Any] = {"cells": {}}
+    if arguments.output.is_file():
+        results = json.loads(arguments.output.read_text(encoding="utf-8"))
+    results |= {
+        "command": "python benchmarks/composition_study.py --weights FILE --root DIR",
+        "backbone": arguments.backbone,
+        "default": DEFAULT,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    for seed in arguments.seeds:
+        for category in arguments.categories:
+            name = f"{category}/{seed}"
+            if name in results["cells"]:
+                continue
+            plan = DrawingPlan(category, SIZE, 60, 20, 20, 20, 20, seed)
+            cell = Cell(ensure_drawn(arguments.root / str(seed), plan), backbone)
+            variants = {key: cell.auroc(cell.distances(**(DEFAULT | change))) for key, change in VARIANTS.items()}
+            results["cells"][name] = {"variants": variants, "merging": cell.merging()}
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            best = variants["default"]
+            sys.stdout.write(f"{name}: logical {best['logical']:.3f}, structural {best['structural']:.3f}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
