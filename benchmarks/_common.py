@@ -102,14 +102,21 @@ def save(name: str, rows: Sequence[dict[str, Any]], **extra: object) -> Path:
     return path
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a Markdown table; columns are the keys of the first row."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table; columns are the keys of the first row."""
     columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + " --- |" * len(columns))
+    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         cells = (row.get(column, "") for column in columns)
-        print("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows as a Markdown table."""
+    print(table(rows))
 
 
 def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:

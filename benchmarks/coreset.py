@@ -8,7 +8,7 @@
 Patches come from a randomly initialised wide_resnet50_2 on photographs (``--photos``) or on smooth noise images. Every
 step of the literal algorithm reads all patches and costs the same, so the baseline is timed over ``--baseline-steps``
 steps and scaled to the number of centres; with ``--baseline-steps 0`` it runs in full. The environment variable keeps
-the baseline's memory from growing, see the comment of the memory bank's documentation.
+the baseline's memory from growing, which otherwise reaches many gigabytes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
     python benchmarks/growth.py build     # 50 to 2,000 images of 256 patches, coreset ratio 1 %
     python benchmarks/growth.py search    # torch, OpenVINO and, where installed, FAISS on growing banks
     python benchmarks/growth.py plot      # results/growth.png
+    python benchmarks/growth.py docs      # tables of docs/large_banks.md
 
 Patches are spatially smooth synthetic ones (d = 1536). Every build runs in a process of its own, so that its peak
 memory is its own.
@@ -20,10 +21,11 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, fix_threads, measure, peak_memory, print_table, save, smooth_patches
+from _common import RESULTS, fix_threads, measure, peak_memory, print_table, save, smooth_patches, table
 from torch import Tensor
 
 from anomalib_npgmf.structural import MemoryBank
@@ -204,17 +206,57 @@ def plot(_: argparse.Namespace) -> None:
     print(RESULTS / "growth.png")
 
 
+def docs(_: argparse.Namespace) -> None:
+    """Rewrite the tables of docs/large_banks.md from the results."""
+    page = Path(__file__).parents[1] / "docs" / "large_banks.md"
+    text = page.read_text()
+    built = json.loads((RESULTS / "growth.json").read_text())
+    found = json.loads((RESULTS / "growth_search.json").read_text())
+    slopes = ", ".join(f"{key} {value:.2f}" for key, value in built["exponents"].items())
+    tables = {
+        "growth": f"{table(built['rows'])}\n\nExponents against the number of images: {slopes}.\n\n{source(built)}",
+        "search": f"{table(found['rows'])}\n\n{break_even(found['rows'])}\n\n{source(found)}",
+    }
+    for name, content in tables.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+    page.write_text(text)
+
+
+def break_even(rows: list[dict[str, Any]]) -> str:
+    """Say from which bank size on each index needs less CPU time than torch."""
+    torch_ms = {row["bank"]: row["cpu_ms"] for row in rows if row["index"] == "torch"}
+    sentences = []
+    for name in dict.fromkeys(row["index"] for row in rows if row["index"] != "torch"):
+        own = {row["bank"]: row["cpu_ms"] for row in rows if row["index"] == name}
+        slower = [size for size in own if own[size] >= 0.9 * torch_ms[size]]
+        first = min((size for size in own if size > max(slower, default=0)), default=None)
+        where = f"from {first:,} patches on" if first else "at no size measured"
+        sentences.append(f"{name}: {where}")
+    return f"At least 10 % less CPU time than torch: {'; '.join(sentences)}."
+
+
+def source(result: dict[str, Any]) -> str:
+    """Say how the figures of a results file came about."""
+    environment = result["environment"]
+    return (
+        f"`{result['command']}` on {environment['cpu']}, {environment['threads']} thread(s), torch "
+        f"{environment['torch']}, load average {environment['load_average']:.0f}; {result['features']}. The "
+        "machine was shared, so read the CPU times, not the wall times."
+    )
+
+
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("build", "search", "plot"))
+    parser.add_argument("part", choices=("build", "search", "plot", "docs"))
     parser.add_argument("--images", type=int, nargs="+", default=[50, 100, 200, 500, 1000, 2000])
     parser.add_argument("--banks", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     fix_threads(args.threads)
-    {"build": build, "search": search, "plot": plot}[args.part](args)
+    {"build": build, "search": search, "plot": plot, "docs": docs}[args.part](args)
 
 
 if __name__ == "__main__":
