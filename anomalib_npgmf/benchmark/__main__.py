@@ -1,4 +1,4 @@
-"""``python -m anomalib_npgmf.benchmark run``: train and test what a plan says."""
+"""``python -m anomalib_npgmf.benchmark run|report``: train and test what a plan says; render what came out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return _run(options)
+        return int(options.function(options))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=[], metavar="PATTERN", help="only the cells whose name fits, as 'npgmf/*/seed0'"
     )
     run.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
+    run.set_defaults(function=_run)
+    report = commands.add_parser("report", help="render records as Markdown and PNG", description=_report.__doc__)
+    report.add_argument("records", type=Path, help="output folder of the run command")
+    report.add_argument("--plan", type=Path, help="plan of the run: what should be there, in this order")
+    report.add_argument("--output", type=Path, required=True, help="Markdown file; pictures go to images/ beside it")
+    report.set_defaults(function=_report)
     return parser
 
 
@@ -69,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = load_plan(options.plan, options.root, options.epochs).select(options.only)
     weights = parse_weights(options.weights)
     # what repeats a cell, without the folders of this machine
-    parts = ["run", options.plan.name if options.plan.is_absolute() else str(options.plan), "--only", "{key}"]
+    parts = ["run", _portable(options.plan), "--only", "{key}"]
     for name, path in weights.items():
         parts += ["--weights", f"{name}={path.name}"]
     if options.epochs is not None:
@@ -83,6 +89,24 @@ def _run(options: argparse.Namespace) -> int:
     states = list(runner.run(plan, retry_failed=options.retry_failed).values())
     print(f"{states.count('finished')} finished, {states.count('failed')} failed, in {runner.output}")
     return 0 if states.count("finished") == len(states) else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Write a report of finished cells, from their records alone."""
+    from anomalib_npgmf.benchmark.report import write_report
+
+    plan = load_plan(options.plan) if options.plan else None
+    parts = ["report", _portable(options.records)]
+    parts += ["--plan", _portable(options.plan)] if options.plan else []
+    command = shlex.join([*PROGRAM.split(), *parts, "--output", _portable(options.output)])
+    for path in write_report(options.records, options.output, command, plan):
+        print(path)
+    return 0
+
+
+def _portable(path: Path) -> str:
+    """A path without the folders of this machine."""
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 if __name__ == "__main__":
