@@ -1,0 +1,122 @@
+"""The read-out sees amounts, points at the surplus and explains it; places do not matter to it."""
+
+import io
+
+import pytest
+import torch
+
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+
+SIDE = 16
+COLOURS = torch.tensor([[0.0, 0.0, 0.0], [6.0, 0.0, 1.0], [0.0, 6.0, -1.0]])
+
+
+def _scene(bolts: int, washers: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [1, 3, 16, 16] and labels of a floor with 2 x 2 parts that lie anywhere on a 2 x 2 grid."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(SIDE * SIDE // 4, generator=generator)[: bolts + washers]
+    labels = torch.zeros(SIDE * SIDE // 4, dtype=torch.long)
+    labels[places[:bolts]] = 1
+    labels[places[bolts:]] = 2
+    labels = labels.view(SIDE // 2, SIDE // 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    features = COLOURS[labels].permute(2, 0, 1)[None] + 0.3 * torch.randn(1, 3, SIDE, SIDE, generator=generator)
+    return features, labels
+
+
+@pytest.fixture(scope="module")
+def branch() -> CompositionBranch:
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=4, codebooks=2))
+    for seed in range(30):
+        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
+    branch.finish()
+    return branch
+
+
+def _distance(branch: CompositionBranch, bolts: int, washers: int) -> torch.Tensor:
+    images = torch.cat([_scene(bolts, washers, 1000 + seed)[0] for seed in range(8)])
+    return branch([images], (SIDE, SIDE)).distance
+
+
+@pytest.mark.parametrize(("bolts", "washers"), [(3, 6), (5, 6), (4, 5), (4, 7)])
+def test_one_part_too_few_or_too_many(branch: CompositionBranch, bolts: int, washers: int) -> None:
+    assert _distance(branch, bolts, washers).min() > 1.5 * _distance(branch, 4, 6).max()
+
+
+def test_places_do_not_matter(branch: CompositionBranch) -> None:
+    features, _ = _scene(4, 6, 77)
+    shuffled = features.flatten(2)[..., torch.randperm(SIDE * SIDE)].view_as(features)
+    first, second = (branch([f], (SIDE, SIDE)).distance for f in (features, shuffled))
+    assert torch.allclose(first, second, atol=1e-4)
+
+
+def test_extra_parts_light_up_and_the_map_peaks_at_the_distance(branch: CompositionBranch) -> None:
+    features, labels = _scene(9, 6, 5)
+    output = branch([features], (SIDE, SIDE))
+    surplus = output.anomaly_map[0, 0]
+    assert surplus[labels == 1].mean() > 5 * surplus[labels != 1].mean()
+    assert torch.isclose(surplus.max(), output.distance[0])
+    assert surplus.min() >= 0
+
+
+def test_where_a_part_is_missing_the_floor_lights_up(branch: CompositionBranch) -> None:
+    features, labels = _scene(0, 6, 6)
+    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
+    assert surplus[labels == 0].mean() > surplus[labels == 2].mean()
+
+
+def test_map_is_the_derivative_of_the_distance(branch: CompositionBranch) -> None:
+    """Moving a little membership of a patch from the mean patch changes the squared distance as the map says."""
+    features, _ = _scene(8, 6, 9)
+    codes, variation = branch.codes[0], branch.variations[0]
+    memberships = codes(features).detach().requires_grad_()
+    vector = (memberships.mean((-2, -1)) + 1e-4).sqrt()
+    deviation, gradient = variation(vector)
+    (deviation * gradient).sum(2).mean().backward()
+    assert memberships.grad is not None
+    # d D^2 along one patch's memberships, summed over its codes; relative to the mean patch
+    effect = (memberships.grad * memberships.detach()).sum((1, 2))
+    effect = (effect - effect.mean()).relu()[0]
+    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
+    assert torch.allclose(surplus / surplus.max(), effect / effect.max(), atol=1e-3)
+
+
+def test_explanation_names_level_and_marks_the_surplus(branch: CompositionBranch) -> None:
+    features, labels = _scene(12, 6, 3)
+    (explanation,) = branch.explain([features], (SIDE, SIDE))
+    assert explanation.level == 3
+    assert f"code {explanation.code}" in explanation.text
+    assert explanation.mask.shape == (SIDE, SIDE)
+    assert abs(explanation.share - explanation.normal_share) > 0.02
+    kind = labels[explanation.mask].mode().values
+    assert ("more" if kind == 1 else "less") in explanation.text
+
+
+def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionBranch) -> None:
+    file = io.BytesIO()
+    torch.save(branch.state_dict(), file)
+    file.seek(0)
+    fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=4, codebooks=2))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    features, _ = _scene(5, 6, 1)
+    for ours, theirs in zip(branch([features], (32, 32)), fresh([features], (32, 32)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_image_of_equal_patches_keeps_its_distance(branch: CompositionBranch) -> None:
+    output = branch([torch.zeros(1, 3, SIDE, SIDE)], (SIDE, SIDE))
+    assert output.distance[0] > 2
+    assert torch.isclose(output.anomaly_map.max(), output.distance[0])
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    images = torch.cat([_scene(4, 6, seed)[0] for seed in range(8)])
+    keys = [f"{i}.png" for i in range(8)]
+    config = CompositionConfig(levels=(3,), codebook_size=3, codebooks=1)
+    one, other = CompositionBranch([3], [3], config), CompositionBranch([3], [3], config)
+    one.collect([images], keys)
+    for index in (5, 1, 7, 0, 3, 2, 6, 4, 4):
+        other.collect([images[index : index + 1]], [keys[index]])
+    one.finish()
+    other.finish()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name

@@ -1,0 +1,131 @@
+"""The read-out as a part of the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from _factory import draw_category, make_engine, make_model, mvtec
+
+from anomalib_npgmf import Npgmf
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.merging import CompositionMerger, MapMerger
+from anomalib_npgmf.presets import resolve
+from anomalib_npgmf.torch_model import NpgmfModel
+
+SETTINGS = {"codebook_size": 4, "codebooks": 2}
+
+
+def test_merged_score_is_the_larger_calibrated_score() -> None:
+    merger = MapMerger((16, 16), 1.0, 3.0, composition=True)
+    merger.calibrate({"logical": (0.0, 1.0), "structural": (0.0, 1.0)})
+    assert merger.composition is not None
+    merger.composition.calibrate(torch.tensor([9.0, 10.0, 11.0]), torch.tensor([0.5, 1.0, 1.5]))
+    flat = torch.ones(2, 1, 16, 16)
+    composition = torch.zeros(2, 1, 16, 16)
+    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 = 6 deviations
+    composition[1, 0, 3, 4] = 1.0
+    maps = {"logical": 3 * flat, "structural": 3 * flat, "composition": composition}
+    merged = merger(maps)  # branches: (12 - 10) / 1 = 2 deviations
+    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([6.0, 2.0]), atol=1e-4)
+    assert merged[0, 0].argmax() == 3 * 16 + 4
+    alone = merger({"composition": composition})
+    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([6.0, 0.0]))
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merger({})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_calibration_images_that_agree_do_not_blow_scores_up(count: int) -> None:
+    merger = CompositionMerger()
+    merger.calibrate(torch.full((count,), 4.0), torch.full((count,), 4.0))
+    assert merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2)).amax() <= 2.001
+
+
+@pytest.mark.parametrize("branches", ["both", "logical", "structural"])
+def test_composition_beside_any_branch(branches: str) -> None:
+    changes = {"backbone": "test_resnet", "logical_image_size": 128, "structural_image_size": 128, "branches": branches}
+    model = NpgmfModel(resolve("small", changes, {"embedding_channels": 8}, None, SETTINGS)).eval()
+    images = torch.randn(6, 3, 128, 128)
+    with torch.no_grad():
+        features = model.features(images)
+        assert model.composition is not None
+        assert [f.shape[1] for f in features.composition] == list(model.composition.channels)
+        model.composition.collect(features.composition, list("abcdef"))
+        model.composition.finish()
+        if model.structural is not None:
+            model.structural.collect(features.structural, list("abcdef"))
+            model.structural.finish()
+        maps = model.branch_maps(images).maps
+        with_memory = model.branch_maps(images, maps.get("structural")).maps
+    assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | {"composition"}
+    assert all(torch.equal(maps[name], with_memory[name]) for name in maps)
+    explanations = model.explain(images)
+    assert len(explanations) == 6
+    assert explanations[0].mask.shape == (128, 128)
+
+
+def test_level_that_the_network_lacks() -> None:
+    with pytest.raises(ValueError, match="set composition levels"):
+        make_model(composition={"levels": (3, 9)})
+
+
+def test_presets() -> None:
+    assert Npgmf(preset="small").model.composition is None
+    assert resolve("plus", {}).composition == CompositionConfig()
+    assert resolve("plus", {}, composition=False).composition is None
+    assert resolve("fast", {}).composition is None
+    assert resolve("paper", {}, composition=SETTINGS).composition == CompositionConfig(**SETTINGS)
+    with pytest.raises(ValueError, match="composition has no field"):
+        resolve("plus", {}, composition={"clusters": 3})
+
+
+def test_fit_checkpoint_and_test(tmp_path: Path) -> None:
+    draw_category(tmp_path / "data", train=8)
+    data = mvtec(tmp_path / "data")
+    model = make_model(composition=SETTINGS)
+    engine = make_engine(tmp_path / "run")
+    engine.fit(model, datamodule=data)
+    merger = model.model.merger.composition
+    assert merger is not None
+    assert (merger.std > 0).all()
+    assert model.model.composition is not None
+    assert model.model.composition.variations[0].precision.abs().sum() > 0
+    (results,) = engine.test(model, datamodule=data)
+    assert results["image_AUROC"] > 0.7
+    assert model.branch_maps is not None
+    assert set(model.branch_maps.maps) == {"logical", "structural", "composition"}
+    path = tmp_path / "model.ckpt"
+    engine.trainer.save_checkpoint(path)
+    again = Npgmf.load_from_checkpoint(path).eval()
+    image = torch.rand(2, 3, 128, 128)
+    assert torch.equal(again(image).pred_score, model.eval()(image).pred_score)
+
+
+def _image(index: int) -> torch.Tensor:
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(index))
+
+
+def _fit(indices: list[int]) -> CompositionBranch:
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=3, codebooks=1))
+    for index in indices:
+        branch.collect([_image(index)], [f"{index:03d}.png"])
+    branch.finish()
+    return branch
+
+
+def _worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.save(_fit([i % 7 for i in range(rank, 8, 2)]).state_dict(), folder / f"{rank}.pt")  # one image twice
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(tmp_path,), nprocs=2)
+    alone = _fit(list(range(7))).state_dict()
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in alone.items():
+            assert torch.allclose(state[name], value, atol=1e-5), name
