@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
-COMPOSITION_MARGIN = 1.0  # standard deviations
 _LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
 
 
@@ -82,10 +81,9 @@ class CompositionMerger(nn.Module):
     """Adds the composition map to the merged map of the branches.
 
     Both are brought to the same unit, the standard deviation of the image score over normal images:
-    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1)``. S is the branches' map, whose maximum is their image score, and C
-    the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is then
-    the larger of the two calibrated scores. The composition gives way by one deviation: it varies more between normal
-    images, and where it has nothing to say it should not outbid the branches.
+    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C)``. S is the branches' map, whose maximum is their image score, and C the
+    composition map, whose maximum is the composition distance. The image score, the maximum of the result, is then the
+    larger one of the two calibrated scores.
 
     Attributes:
         mean: mu_S and mu_C.
@@ -95,8 +93,8 @@ class CompositionMerger(nn.Module):
         >>> merger = CompositionMerger()
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]))
         >>> branches, composition = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[3.0, 0.0]]]])
-        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 1
-        1.8284
+        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071
+        2.8284
     """
 
     mean: Tensor
@@ -131,7 +129,7 @@ class CompositionMerger(nn.Module):
         Returns:
             [B, 1, H, W].
         """
-        surplus = (composition - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
+        surplus = (composition - self.mean[1]) / self.std[1]
         if branches is None:
             return surplus
         return torch.maximum((branches - self.mean[0]) / self.std[0], surplus)

@@ -182,9 +182,8 @@ class Cell:
             "composition alone": lambda: c,
             "merged": lambda: merger({"structural": bank, "composition": read_out}),
             "maximum": lambda: torch.maximum(s, c),
-            "maximum, composition times 0.7": lambda: torch.maximum(s, 0.7 * c),
-            "maximum, composition less 0.5": lambda: torch.maximum(s, c - 0.5),
-            "maximum, composition less 1.5": lambda: torch.maximum(s, c - 1.5),
+            "maximum, half the composition": lambda: torch.maximum(s, 0.5 * c),
+            "maximum, composition less 1": lambda: torch.maximum(s, c - 1),
             "sum": lambda: s + c,
             "sum, positive part": lambda: s + paint * peak.relu(),
         }
