@@ -57,9 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
     run.set_defaults(function=_run)
     report = commands.add_parser("report", help="render records as Markdown and PNG", description=_report.__doc__)
-    report.add_argument("records", type=Path, help="output folder of the run command")
+    report.add_argument(
+        "records", type=Path, help="output folder of the run command; with --paper the folder of such folders"
+    )
     report.add_argument("--plan", type=Path, help="plan of the run: what should be there, in this order")
     report.add_argument("--output", type=Path, required=True, help="Markdown file; pictures go to images/ beside it")
+    report.add_argument(
+        "--paper", action="store_true", help="the tables of the paper, its values beside those of the plans paper_*"
+    )
     report.set_defaults(function=_report)
     return parser
 
@@ -94,13 +99,21 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     """Write a report of finished cells, from their records alone."""
     from anomalib_npgmf.benchmark.report import write_report
+    from anomalib_npgmf.benchmark.report_paper import write_paper_report
 
-    plan = load_plan(options.plan) if options.plan else None
-    parts = ["report", _portable(options.records)]
-    parts += ["--plan", _portable(options.plan)] if options.plan else []
-    command = shlex.join([*PROGRAM.split(), *parts, "--output", _portable(options.output)])
-    for path in write_report(options.records, options.output, command, plan):
-        print(path)
+    if options.paper and options.plan:
+        msg = "--paper has plans of its own; leave out --plan."
+        raise ValueError(msg)
+    command = f"{PROGRAM} report {shlex.quote(_portable(options.records))}"
+    if options.paper:
+        command += f" --paper --output {shlex.quote(_portable(options.output))}"
+        written = [write_paper_report(options.records, options.output, command)]
+    else:
+        plan = load_plan(options.plan) if options.plan else None
+        command += f" --plan {shlex.quote(_portable(options.plan))}" if options.plan else ""
+        command += f" --output {shlex.quote(_portable(options.output))}"
+        written = write_report(options.records, options.output, command, plan)
+    print(*written, sep="\n")
     return 0
 
 
