@@ -27,7 +27,8 @@ def write_onnx(path: Path, metadata: dict[str, Any]) -> None:
 def write_torch(path: Path, metadata: dict[str, Any]) -> None:
     """Add the metadata to a file of ``torch.save``, as one more member of its zip archive."""
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(f"{KEY}.json", json.dumps(metadata))
+        root = archive.namelist()[0].partition("/")[0]  # torch refuses members outside its folder
+        archive.writestr(f"{root}/{KEY}.json", json.dumps(metadata))
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -97,8 +98,8 @@ def _read_openvino(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        name = f"{KEY}.json"
-        return json.loads(archive.read(name)) if name in archive.namelist() else None
+        names = [name for name in archive.namelist() if name.endswith(f"/{KEY}.json")]
+        return json.loads(archive.read(names[0])) if names else None
 
 
 def _read_checkpoint(path: Path) -> Any:

@@ -131,6 +131,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     write, written = writer._write, []
 
     def stop_at_third(path: Path, image: np.ndarray) -> None:
+        assert not (tmp_path / "cable_pairs").exists()  # a killed process cleans nothing up
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)

@@ -126,7 +126,11 @@ def predict(model: Npgmf, pictures: Path) -> dict[str, np.ndarray]:
     engine = Engine(accelerator="cpu", devices=1, default_root_dir=pictures.parent, logger=False)
     batches = engine.predict(model, data_path=pictures, return_predictions=True)
     order = np.argsort([str(path) for batch in batches for path in batch.image_path])
-    return {name: np.concatenate([getattr(batch, name).cpu().numpy() for batch in batches])[order] for name in OUTPUTS}
+    values = {
+        name: np.concatenate([getattr(batch, name).cpu().numpy() for batch in batches])[order] for name in OUTPUTS
+    }
+    # Batches drop the channel of maps and masks.
+    return {name: value[:, None] if value.ndim == 3 else value for name, value in values.items()}
 
 
 def build(folder: Path, kind: str) -> None:
@@ -146,9 +150,10 @@ def build(folder: Path, kind: str) -> None:
         raw = [model.model(model.pre_processor(read(path))).pred_score for path in sorted(pictures.iterdir())]
     raw = torch.cat(raw).sort().values
     side = 1 if kind == "small" else -1
-    threshold = raw[3] + side * 1e-3 * (post.image_threshold - post.image_min)
+    threshold = raw[3] + side * 1e-3 * (raw[3] - raw[0])
     for prefix in ("image", "pixel"):
-        getattr(post, f"{prefix}_max").add_(threshold - post.image_threshold)
+        getattr(post, f"{prefix}_min").copy_(raw[0])
+        getattr(post, f"{prefix}_max").copy_(threshold)
         getattr(post, f"_{prefix}_threshold").copy_(threshold)
     save_checkpoint(model, folder)
     np.savez(folder / "expected.npz", **predict(model, pictures))
