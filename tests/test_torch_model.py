@@ -30,12 +30,12 @@ def ready(model: NpgmfModel) -> NpgmfModel:
     return model
 
 
-@pytest.mark.parametrize("size", [256, 512])
 @pytest.mark.parametrize(
-    ("preset", "smallest", "largest"), [("paper", 300e6, 500e6), ("literal", 300e6, 600e6), ("fast", 20e6, 300e6)]
+    ("preset", "size", "smallest", "largest"),
+    [("paper", 256, 300e6, 500e6), ("paper", 512, 300e6, 500e6), ("literal", 256, 300e6, 600e6)],
 )
 def test_presets_at_full_size(
-    monkeypatch: pytest.MonkeyPatch, preset: str, smallest: float, largest: float, size: int
+    monkeypatch: pytest.MonkeyPatch, preset: str, size: int, smallest: float, largest: float
 ) -> None:
     """Shapes and number of trained parameters, on the meta device, which computes nothing."""
     monkeypatch.setattr(Backbone, "rectified", lambda self: (True,) * len(self.levels))
