@@ -81,7 +81,8 @@ def exportable(transform: Transform | None) -> nn.Module | None:
     if isinstance(transform, Compose):
         return Compose([exportable(part) for part in transform.transforms])
     if isinstance(transform, Resize) and transform.antialias:
-        bilinear = transform.interpolation == InterpolationMode.BILINEAR
+        # torchvision keeps the mode as it was given: a member, its name or PIL's number.
+        bilinear = transform.interpolation in (InterpolationMode.BILINEAR, "bilinear", 2)
         if bilinear and transform.size is not None and len(transform.size) == 2:
             return AntialiasedResize((int(transform.size[0]), int(transform.size[1])))
     result: nn.Module | None = get_exportable_transform(transform)

@@ -28,7 +28,7 @@ def test_openvino_through_the_engine(exported: Exported, tmp_path: Path) -> None
         Npgmf(preset="small", logical_image_size=128),
         ExportType.OPENVINO,
         ckpt_path=exported.checkpoint,
-        input_size=(160, 160),
+        input_size=(300, 300),
         compression_type=CompressionType.FP16,
         datamodule=exported.datamodule(),
         onnx_kwargs={"bank_size": 30},
@@ -36,11 +36,11 @@ def test_openvino_through_the_engine(exported: Exported, tmp_path: Path) -> None
     metadata, whole = describe(path), describe(exported.onnx)
     assert metadata["bank_size"] == 30
     assert metadata["calibrated_for_bank"]
-    assert metadata["input_size"] == [160, 160]
+    assert metadata["input_size"] == [300, 300]
     assert metadata["calibration"]["structural"]["mean"] > whole["calibration"]["structural"]["mean"]
     assert path.with_suffix(".bin").stat().st_size < 0.6 * exported.openvino.with_suffix(".bin").stat().st_size
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    assert compiled.input(0).partial_shape.to_string() == "[?,3,160,160]"
+    assert compiled.input(0).partial_shape.to_string() == "[?,3,300,300]"
     # What the file does is what the model with that bank does.
     model = Npgmf.load_from_checkpoint(exported.checkpoint).eval()
     model.model.structural.bank.shrink(30)
