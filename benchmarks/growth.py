@@ -65,7 +65,7 @@ def exponents(rows: list[dict[str, float]], against: str, columns: list[str]) ->
     slopes = {}
     for column in columns:
         y = torch.tensor([math.log(max(row[column], 1e-9)) for row in rows])
-        slopes[column] = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+        slopes[column] = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum().clamp_min(1e-12))
     return slopes
 
 
@@ -76,10 +76,11 @@ def build(args: argparse.Namespace) -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(build_one, (images, args.threads)))
         print(rows[-1], flush=True)
-    slopes = exponents(rows, "images", ["collect_cpu_s", "select_cpu_s", "added_gb", "search_cpu_ms"])
+        slopes = exponents(rows, "images", ["collect_cpu_s", "select_cpu_s", "added_gb", "search_cpu_ms"])
+        # Saved after every row, so that a run that is cut short leaves what it measured.
+        save("growth", rows, exponents=slopes, features="spatially smooth synthetic patches, d = 1536")
     print_table(rows)
     print("exponents against images:", {key: round(value, 2) for key, value in slopes.items()})
-    print(save("growth", rows, exponents=slopes, features="spatially smooth synthetic patches, d = 1536"))
 
 
 def search(args: argparse.Namespace) -> None:
@@ -112,8 +113,8 @@ def search(args: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1], flush=True)
+            save("growth_search", rows, features="spatially smooth synthetic patches, d = 1536", queries=QUERIES)
     print_table(rows)
-    print(save("growth_search", rows, features="spatially smooth synthetic patches, d = 1536", queries=QUERIES))
 
 
 def indices() -> dict[str, Callable[[MemoryBank], Callable[[Tensor], Tensor]]]:

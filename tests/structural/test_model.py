@@ -32,6 +32,7 @@ def test_embedding_is_the_pooled_and_aligned_concatenation() -> None:
     assert patches.shape == (2, 16, 16, 20)
     # Away from the border the mean of the 3 x 3 neighbourhood, and bilinear values between two pooled cells.
     torch.testing.assert_close(patches[:, 5, 7, :8], fine[:, :, 4:7, 6:9].mean((2, 3)))
+    torch.testing.assert_close(patches[:, 0, 0, :8], fine[:, :, :2, :2].sum((2, 3)) / 9)  # zeros beyond the border
     pooled = nn.functional.avg_pool2d(coarse, 3, 1, 1)
     expected = (0.75 * pooled[:, :, 2] + 0.25 * pooled[:, :, 3]) @ torch.eye(8)[:, 3] * 0.75 + (
         0.75 * pooled[:, :, 2] + 0.25 * pooled[:, :, 3]
