@@ -79,6 +79,9 @@ def render(results: Results, title: str, command: str) -> str:
         parts += ["## Models", _compare_groups(groups)]
     for group in groups:
         parts += _group_sections(group, "" if len(groups) == 1 else f"{group.name}: ")
+    if results.unplanned:
+        text = "Finished cells that the plan does not name; no figure above takes them in. What the model says:"
+        parts += ["## Measured, but not in the plan", text, _unplanned(results.unplanned)]
     parts += ["## What they were made with", origin(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -101,6 +104,15 @@ def _unfinished(results: Results) -> str:
     if results.missing:
         lines.append(f"- missing: {', '.join(f'`{key}`' for key in results.missing)}")
     return "\n".join([lines[0], "", *lines[1:]]).strip()
+
+
+def _unplanned(groups: Sequence[Group]) -> str:
+    metrics = tuple(dict.fromkeys(metric for group in groups for metric in group.metrics))
+    rows = []
+    for group in groups:
+        name = f"{group.model}/{group.variant}/{group.categories[0]}/seed{group.seeds[0]}"
+        rows.append([name, *(percent(group.overall(MERGED, metric)) for metric in metrics)])
+    return table(["cell", *map(metric_name, metrics)], rows)
 
 
 def _compare_groups(groups: Sequence[Group]) -> str:

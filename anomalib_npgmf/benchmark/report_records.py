@@ -129,11 +129,13 @@ class Results:
         groups: Records by model and variant, in the order of the plan or else of the names.
         failed: Error by key of a failed cell.
         missing: Keys of cells that have no record.
+        unplanned: Records of finished cells that are not in the plan, each as a group of its own.
     """
 
     groups: list[Group]
     failed: dict[str, str]
     missing: list[str]
+    unplanned: list[Group] = field(default_factory=list)
 
     @property
     def records(self) -> list[Record]:
@@ -150,7 +152,8 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
             variant has any record of.
 
     Returns:
-        The records; with a plan, of its cells alone.
+        The records. With a plan only those of its cells are in the groups; others are kept apart, so that a report can
+        tell of what was measured and left out.
 
     Raises:
         ValueError: If the folder holds no record, or a file is none.
@@ -181,7 +184,13 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
                     group.records[category, seed] = record
                 else:
                     failed[key] = str(record.get("error", "unknown error"))
-    return Results(list(groups.values()), failed, missing)
+    planned = {record_key(record) for group in groups.values() for record in group.records.values()}
+    unplanned = []
+    for key, record in found.items():
+        if record["status"] == "finished" and key not in planned:
+            model, variant, category, seed = (record["cell"][name] for name in ("model", "variant", "category", "seed"))
+            unplanned.append(Group(model, variant, [category], [seed], {(category, seed): record}))
+    return Results(list(groups.values()), failed, missing, unplanned)
 
 
 def record_key(record: Record) -> str:
