@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomalib_npgmf.structural.coreset import select_coreset
 
+_SLAB_BYTES = 64 << 20
 _KEEP = 0.25  # part of an image's patches that thinning keeps, far above the usual coreset ratios
 
 
@@ -47,6 +48,7 @@ class PatchCollector:
         self.blocks: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # patches of each image before thinning
         self.thinning = False
+        self.slab = torch.empty(0, dtype=dtype)
 
     @property
     def num_patches(self) -> int:
@@ -72,15 +74,15 @@ class PatchCollector:
         for key, block in zip(keys, patches, strict=True):
             if key in self.counts:
                 continue
-            stored = block.detach().to(self.dtype, copy=True)
-            if not bool(stored.isfinite().all()):
+            converted = block.detach().to(self.dtype)
+            if not bool(converted.isfinite().all()):
                 msg = (
                     f"The patches of image {key!r} hold NaN or Inf in {self.dtype}; "
                     "check the image and the backbone's weights, or store the bank in float32."
                 )
                 raise ValueError(msg)
-            self.counts[key] = len(stored)
-            self.blocks[key] = self._thin(stored) if self.thinning else stored
+            self.counts[key] = len(converted)
+            self.blocks[key] = self._thin(converted) if self.thinning else self._store(converted)
             self._thin_over(self.num_patches)
 
     def gather(self) -> None:
@@ -103,9 +105,8 @@ class PatchCollector:
                 if shape is None:
                     msg = "The first process saw no image; use at most as many processes as there are images."
                     raise ValueError(msg)
-                template = next(iter(self.blocks.values()))
                 rows = self._kept(counts[key]) if self.thinning else counts[key]
-                block = template.new_empty(rows, *shape)
+                block = self._reserve(rows, *shape, device=self.slab.device)
                 dist.recv(block.view(torch.uint8), src=owner[key])
                 self.blocks[key] = block
         if rank == 0:
@@ -124,6 +125,7 @@ class PatchCollector:
         dim = next(iter(self.blocks.values())).shape[1]
         if num_patches * dim * self.dtype.itemsize > self.budget:
             self.thinning = True
+            self.slab = self.slab.new_empty(0)  # lets go of the slabs of whole blocks as they are replaced
             for key, block in self.blocks.items():
                 self.blocks[key] = self._thin(block)
 
@@ -131,4 +133,19 @@ class PatchCollector:
         return max(1, int(self.keep * rows))
 
     def _thin(self, block: Tensor) -> Tensor:
-        return block[select_coreset(block, self._kept(len(block)), seed=self.seed)]
+        return self._store(block[select_coreset(block, self._kept(len(block)), seed=self.seed)])
+
+    def _store(self, block: Tensor) -> Tensor:
+        return self._reserve(*block.shape, device=block.device).copy_(block)
+
+    def _reserve(self, rows: int, dim: int, *, device: torch.device) -> Tensor:
+        """Return room for a block in a slab.
+
+        Blocks allocated one by one among a network's temporaries fragment the heap of glibc, which then holds twice
+        the memory that is in use; slabs are mapped and returned whole.
+        """
+        if rows * dim > self.slab.numel():
+            size = max(rows * dim, _SLAB_BYTES // self.dtype.itemsize)
+            self.slab = torch.empty(size, dtype=self.dtype, device=device)
+        room, self.slab = self.slab[: rows * dim], self.slab[rows * dim :]
+        return room.view(rows, dim)
