@@ -129,6 +129,7 @@ def test_batch_of_one_and_logged_names(category: Path, tmp_path: Path) -> None:
 
 
 def test_grey_16_bit_and_transparent_images(tmp_path: Path) -> None:
+    """They train and predict. What is in a 16-bit image is another matter: anomalib's reader clips it to 8 bits."""
     folder = draw_category(tmp_path / "data")
     for i, part in enumerate(("train/good", "test/good", "test/blot")):
         files = sorted((folder / part).glob("*.png"))
