@@ -132,10 +132,10 @@ def variants(full: MemoryBank) -> list[tuple[str, MemoryBank]]:
     return banks
 
 
-def effect(distances: Tensor, reference: Tensor | None) -> dict[str, float]:
+def effect(distances: Tensor, reference: Tensor | None) -> dict[str, float | None]:
     """Describe how far a map is from exact distances: largest relative error and rank correlation."""
     if reference is None:
-        return {"max_error": float("nan"), "rank_correlation": float("nan")}
+        return {"max_error": None, "rank_correlation": None}
     ranks = torch.stack([distances.argsort().argsort(), reference.argsort().argsort()]).double()
     error = ((distances - reference).abs() / reference).max()
     return {"max_error": float(error), "rank_correlation": float(torch.corrcoef(ranks)[0, 1])}
