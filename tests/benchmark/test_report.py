@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_npgmf.benchmark.__main__ import main
 from anomalib_npgmf.benchmark.plan import Cell
+from anomalib_npgmf.benchmark.plots import _draw_bars
 from anomalib_npgmf.benchmark.record import write_record
 from anomalib_npgmf.benchmark.report_records import difference, load_results
 
@@ -183,6 +186,18 @@ def test_pictures(records: Path) -> None:
     write(records, {"merged": loco_metrics(0.1, 0.1, 0.9)}, "vials", 1)
     report(records)
     assert all(before[name] != (records.parent / "images" / name).read_bytes() for name in names)
+
+
+def test_bars_are_as_high_as_the_scores(records: Path) -> None:
+    (group,) = load_results(records).groups
+    axes = Figure().subplots()
+    _draw_bars(axes, {"a": (group, "merged"), "b": (group, "logical")}, ["screws", "vials"], ("loco_auroc", "logical"))
+    merged, logical = (
+        [bar.get_height() for bar in container] for container in axes.containers if isinstance(container, BarContainer)
+    )
+    assert merged == pytest.approx([65, 85, 75])
+    assert logical == pytest.approx([60, 80, 70])
+    assert axes.get_legend_handles_labels()[1] == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", json.dumps({"status": "finished"})])
