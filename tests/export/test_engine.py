@@ -48,7 +48,7 @@ def test_openvino_through_the_engine(exported: Exported, tmp_path: Path) -> None
     for image in map(read, exported.images):
         with torch.no_grad():
             expected = model(image).pred_score.item()
-        assert compiled(image.numpy())["pred_score"].item() == pytest.approx(expected, abs=5e-3)  # half precision
+        assert compiled(image.numpy())["pred_score"].item() == pytest.approx(expected, abs=1e-2)  # half precision
 
 
 @small

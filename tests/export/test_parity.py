@@ -99,7 +99,7 @@ def test_inferencers_agree_on_a_file(exported: Exported, monkeypatch: pytest.Mon
     for inferencer in inferencers:
         with torch.no_grad():
             result = inferencer.predict(exported.images[-1])
-        assert float(result.pred_score) == pytest.approx(exported.expected["pred_score"][-1], abs=TOLERANCE)
+        assert np.asarray(result.pred_score).item() == pytest.approx(exported.expected["pred_score"][-1], abs=TOLERANCE)
         result_map = np.asarray(result.anomaly_map).squeeze()
         np.testing.assert_allclose(result_map, exported.expected["anomaly_map"][-1].squeeze(), rtol=0, atol=TOLERANCE)
 
