@@ -11,6 +11,7 @@ the same projection and the same first centre as ``anomalib.models.components.KC
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,10 +36,11 @@ def projected_dim(num_points: int, eps: float = EPS) -> int:
     return max(1, int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3)))
 
 
+@lru_cache(maxsize=2)  # images that are thinned one by one share one projection
 def draw_projection(num_points: int, dim: int, seed: int) -> tuple[Tensor | None, int]:
     """Draw the projection of ``num_points`` vectors and the first centre of their coreset.
 
-    The global random states are left as they were.
+    The global random states are left as they were. Repeated calls share one matrix: do not change it in place.
 
     Args:
         num_points: Number of vectors, N.
