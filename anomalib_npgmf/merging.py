@@ -1,33 +1,15 @@
 """Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
 
-from typing import TypeVar
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
+from anomalib_npgmf.distributed import gather_list as gather_list
+
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
 _LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
-
-
-T = TypeVar("T")
-
-
-def gather_list(items: list[T]) -> list[T]:
-    """The items of all processes in the order of their ranks; ``items`` itself in a single process.
-
-    Example:
-        >>> gather_list([1, 2])
-        [1, 2]
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return items
-    shares: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(shares, items)
-    return [item for share in shares for item in share]
 
 
 class MapStatistics:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from anomalib_npgmf.merging import MapMerger, MapStatistics, gather_list
+from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.merging import MapMerger, MapStatistics
 
 
 @settings(max_examples=50, deadline=None)

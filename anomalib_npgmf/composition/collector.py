@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anomalib_npgmf.merging import gather_list
+from anomalib_npgmf.distributed import gather_list
 
 _MAX_CHANNELS = 128
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalib_npgmf.distributed import place_among, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
 
 
@@ -74,7 +75,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = commitment
         self.codes = nn.Parameter(torch.randn(size, dim))
-        # How many vectors chose each code since the last reset; statistics, no part of the function.
+        # How many vectors of all processes chose each code since the last reset; statistics, no part of the function.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
     def indices(self, z: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ class Codebook(nn.Module):
         # Eq. 2: ||sg(z) - q||^2 + beta ||z - sg(q)||^2, as means over the elements.
         loss = F.mse_loss(quantised, z.detach()) + self.commitment * F.mse_loss(z, quantised.detach())
         with torch.no_grad():
-            self.usage += torch.bincount(indices.flatten(), minlength=len(self.codes)).to(self.usage)
+            counts = torch.bincount(indices.flatten(), minlength=len(self.codes)).to(self.usage)
+            self.usage += sum_over_processes(counts)
         return z + (quantised - z).detach(), loss
 
     def perplexity(self) -> Tensor:
@@ -153,9 +155,11 @@ class Codebook(nn.Module):
     def renew(self, z: Tensor, generator: torch.Generator, *, restart: bool) -> int:
         """Start counting anew; move the codes that were hardly used onto random vectors of ``z`` if asked to.
 
+        In a distributed run the vectors of all processes are drawn from, and every process ends with the same codes.
+
         Args:
             z: Features, [B, d_q, H, W].
-            generator: Source of randomness, on the CPU.
+            generator: Source of randomness, on the CPU, in the same state in every process.
             restart: Whether to move them.
 
         Returns:
@@ -164,7 +168,11 @@ class Codebook(nn.Module):
         dead = self.dead().nonzero().flatten().tolist() if restart else []
         if dead:
             points = z.permute(0, 2, 3, 1).flatten(0, 2)
-            rows = torch.randint(len(points), (len(dead),), generator=generator)
-            self.codes[dead] = points[rows.to(points.device)].to(self.codes)
+            start, total = place_among(len(points))
+            rows = (torch.randint(total, (len(dead),), generator=generator) - start).to(points.device)
+            own = (rows >= 0) & (rows < len(points))
+            chosen = self.codes.new_zeros(len(dead), self.codes.shape[1])
+            chosen[own] = points[rows[own]].to(chosen)
+            self.codes[dead] = sum_over_processes(chosen)
         self.reset_usage()
         return len(dead)

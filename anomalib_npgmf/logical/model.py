@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anomalib_npgmf.distributed import take_from_first
 from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder
@@ -192,6 +193,8 @@ class LogicalBranch(nn.Module):
     def initialise(self, features: Sequence[Tensor]) -> None:
         """Prepare for training: channel statistics, and codes at k-means centres (with ``codebook_init="data"``).
 
+        In a distributed run every process must call this; all end with what the first one found.
+
         Args:
             features: f_E^k of some training images as the backbone gives them, [B, C_k, H/2^k, W/2^k], finest first.
         """
@@ -202,6 +205,8 @@ class LogicalBranch(nn.Module):
         if self.config.codebook_init == "data":
             for level, z in self.pre_codes(self.standardise(features)).items():
                 self._codebook(level).fit(z)
+        statistics = [getattr(self, f"{name}_{level}") for level in self.levels for name in ("mean", "std")]
+        take_from_first([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
 
     def codebook_statistics(self) -> dict[str, float]:
         """Perplexity and number of dead codes per level in the epoch that ends; the next training pass counts anew."""
