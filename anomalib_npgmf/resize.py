@@ -59,10 +59,9 @@ class AntialiasedResize(nn.Module):
             resize_matrix(torch.arange(side, dtype=torch.float32, device=image.device), after).to(image.dtype)
             for side, after in zip(sides, self.size, strict=True)
         )
-        # Channels folded into the batch: into a product over four dimensions OpenVINO's CPU plugin would fuse the
-        # normalisation that follows, and fails at it.
-        resized = rows @ image.flatten(0, 1) @ columns.T
-        return resized.reshape(*image.shape[:2], *self.size)
+        # Transposed at the end, so that nothing follows a product directly: OpenVINO's CPU plugin would fuse the
+        # normalisation per channel into the product, and fails at it.
+        return (columns @ (rows @ image).mT).mT
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:
