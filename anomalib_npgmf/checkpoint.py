@@ -1,11 +1,14 @@
 """Checkpoints that say what they are, and one sentence where one does not fit."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.resize import exportable
 
 
 def check_checkpoint(checkpoint: dict[str, Any], model: AnomalibModule, preset: str) -> None:
@@ -49,3 +52,61 @@ def unreadable(path: str | Path, error: Exception) -> ValueError:
         f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is truncated or foreign: copy it again or "
         "give another one."
     )
+
+
+class NpgmfCheckpoint(AnomalibModule):
+    """Saving and loading.
+
+    Attributes:
+        preset: Preset that the model's settings started from.
+        category: What the images show, "" if unknown.
+        prompt: Caption of the text prior.
+    """
+
+    preset: str
+    category: str
+    prompt: str | None
+    _weights_ready: bool
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is; the export does it."""
+        raise NotImplementedError
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the checkpoint say what it is; see `anomalib_npgmf.export.describe`."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY] = self.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        check_checkpoint(checkpoint, self, self.preset)
+        super().on_load_checkpoint(checkpoint)
+        self._keep_antialiasing()
+        self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
+        self._weights_ready = True
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "NpgmfCheckpoint":  # type: ignore[override]
+        """As `anomalib.models.AnomalibModule.load_from_checkpoint`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, foreign or of another architecture.
+        """
+        try:
+            model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except (ValueError, FileNotFoundError):
+            raise
+        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
+            raise unreadable(checkpoint_path, error) from error
+        assert isinstance(model, cls)
+        return model
+
+    def _keep_antialiasing(self) -> None:
+        """Resize in `forward` and in exported files as in training; anomalib leaves the antialiasing out there."""
+        if isinstance(self.pre_processor, PreProcessor):
+            self.pre_processor.export_transform = exportable(self.pre_processor.transform)

@@ -2,46 +2,36 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, Folder, ImageBatch
-from anomalib.metrics import AUROC, Evaluator, F1Score
-from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
+from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 from tqdm import tqdm
 
+from anomalib_npgmf.calibration import Calibrator
 from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.checkpoint import check_checkpoint, unreadable
-from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.checkpoint import NpgmfCheckpoint
+from anomalib_npgmf.deep_images import restore_deep_images
+from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.export.mixin import NpgmfExport
+from anomalib_npgmf.host_defaults import NpgmfDefaults
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
-from anomalib_npgmf.merging import BRANCHES, MapStatistics, gather_list
-from anomalib_npgmf.metrics import loco_metrics
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.presets import resolve
-from anomalib_npgmf.resize import exportable
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
-from anomalib_npgmf.visualizer import NpgmfVisualizer
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-GRADIENT_CLIP = 1.0
 INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
 
-class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
+class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc]  # Lightning's own to_onnx differs
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
@@ -136,64 +126,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         self._weights_ready = False
         self._calibration_data: Any = None
         self._calibrated_at = -1
-        self._fixed_maps: dict[str, dict[str, Tensor]] = {}
-
-    # ---------------------------------------------------------------- the parts that anomalib asks for
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One class: normal images only."""
-        return LearningType.ONE_CLASS
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Defaults for the trainer, which give way to what the user chose."""
-        epochs = 1 if self.settings.branches == "structural" else self.settings.epochs
-        return {"max_epochs": DefaultEpochs(epochs)}
-
-    def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
-        """Plain resize to the larger of the branches' sizes, and ImageNet's normalisation."""
-        size = image_size or self.settings.image_size
-        return PreProcessor(Compose([Resize(size, antialias=True), Normalize(IMAGENET_MEAN, IMAGENET_STD)]))
-
-    def configure_post_processor(self) -> PostProcessor:
-        """Threshold and normalisation from normal images alone."""
-        return CalibratedPostProcessor()
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Anomalib's default metrics and, on data in MVTec LOCO AD's layout, AU-sPRO and AUROC per anomaly type."""
-        return Evaluator(
-            test_metrics=[
-                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-                *loco_metrics(),
-            ]
-        )
-
-    @classmethod
-    def configure_visualizer(cls) -> NpgmfVisualizer:
-        """Pictures of every branch's map beside the merged one."""
-        return NpgmfVisualizer()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer | None:
-        """Adam with the paper's betas over everything that is not frozen."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not parameters:
-            return None
-        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, betas=(0.5, 0.999))
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the norm of the gradients, to 1 unless the trainer says otherwise."""
-        limit = GRADIENT_CLIP if gradient_clip_val is None else gradient_clip_val
-        self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
+        self._calibrator = Calibrator(self.model, self._normalised)
 
     # ---------------------------------------------------------------- before training
 
@@ -206,16 +139,27 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
             self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
         self._calibrated_at = -1
-        self._fixed_maps = {}
+        self._calibrator.forget()
         self.category = self._category()
         datamodule = getattr(self.trainer, "datamodule", None)
         self._calibration_data = None if datamodule is None else split_for_calibration(datamodule)
+        if datamodule is not None and getattr(datamodule, "val_data", None) is None:
+            self.trainer.limit_val_batches = 0  # val_split_mode none: anomalib's val_dataloader() would fail
 
     def teardown(self, stage: str) -> None:
         """Give the data module its training images back."""
+        if stage == "fit":
+            self._restore_training_data()
+
+    def _restore_training_data(self) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and datamodule is not None:
+        if datamodule is not None:
             restore_training_data(datamodule)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Give deep grey images their content back, which anomalib's reader clips."""
+        del dataloader_idx
+        return restore_deep_images(batch)
 
     def on_fit_start(self) -> None:
         """Load weights and embed the category, unless a checkpoint brought them: it is restored after `setup`."""
@@ -254,7 +198,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
 
     def _first_images(self, loader: DataLoader[Any]) -> Tensor:
         images: list[Tensor] = []
-        for batch in loader:
+        for batch in map(restore_deep_images, loader):
             images += self._normalised(batch.image.to(self.device))
             if len(images) >= INITIAL_IMAGES:
                 break
@@ -267,7 +211,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
     def _collect(self, loader: DataLoader[Any]) -> None:
         """Fit memory bank and composition read-out to all training images, in one pass."""
         structural, composition = self.model.structural, self.model.composition
-        for batch in self._progress(loader, "Collecting normal features"):
+        for batch in map(restore_deep_images, self._progress(loader, "Collecting normal features")):
             features = self.model.features(self._normalised(batch.image.to(self.device)))
             keys = [str(path) for path in batch.image_path]
             if structural is not None:
@@ -287,6 +231,7 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         losses: dict[str, Tensor] = self.model(batch.image)
         for name, value in losses.items():
             if not torch.isfinite(value):
+                self._restore_training_data()  # Lightning tears nothing down after an error
                 msg = (
                     f"The {name} loss became {value.item()} in epoch {self.current_epoch}; training stops and the last "
                     "checkpoint stays. Try a smaller learning rate."
@@ -304,7 +249,9 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         wanted = isinstance(self.evaluator, Evaluator) and len(self.evaluator.val_metrics) > 0
         if not wanted and (self.post_processor is None or isinstance(self.post_processor, CalibratedPostProcessor)):
             return batch
-        maps = self._maps_with_memory(batch)
+        assert batch.image is not None
+        assert batch.image_path is not None
+        maps = self._calibrator.maps(batch.image, [str(path) for path in batch.image_path])
         return batch.update(**self.model.merge(maps)._asdict())
 
     def on_validation_start(self) -> None:
@@ -345,54 +292,13 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         datamodule.setup("fit")
         view = plain(split_for_calibration(datamodule), self.settings.image_size)
         restore_training_data(datamodule)
-        self._fixed_maps = {}
+        self._calibrator.forget()
         self._calibrate_on(DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))
 
     def _calibrate_on(self, loader: Iterable[Any]) -> None:
-        training = self.model.training
-        self.model.eval()
-        statistics: dict[str, MapStatistics] = {}
-        kept: list[dict[str, Tensor]] = []
-        for batch in loader:
-            batch.image = self._normalised(batch.image.to(self.device))
-            maps = self._maps_with_memory(batch)
-            for branch in maps.keys() & set(BRANCHES):
-                statistics.setdefault(branch, MapStatistics()).update(self.model.merger.resize(maps[branch]))
-            kept.append({branch: raw.cpu() for branch, raw in maps.items()})
-        for branch_statistics in statistics.values():
-            branch_statistics.synchronise()
-        self.model.merger.calibrate({branch: (s.mean, s.std) for branch, s in statistics.items()})
-        if self.model.merger.composition is not None:
-            peaks: list[tuple[float, float]] = []
-            for maps in kept:
-                merged = self.model.merger.merge_branches({name: raw.to(self.device) for name, raw in maps.items()})
-                assert merged is not None
-                peaks += zip(merged.amax((1, 2, 3)).tolist(), maps["composition"].amax((1, 2, 3)).tolist(), strict=True)
-            self.model.merger.composition.calibrate(*torch.tensor(gather_list(peaks)).T)
+        scores = self._calibrator.run(map(restore_deep_images, loader))
         if isinstance(self.post_processor, CalibratedPostProcessor):
-            scores: list[float] = []
-            for maps in kept:
-                on_device = {branch: raw.to(self.device) for branch, raw in maps.items()}
-                score = self.model.merge(on_device).pred_score
-                assert score is not None
-                scores += score.tolist()
-            self.post_processor.calibrate(torch.tensor(gather_list(scores)))
-        self.model.train(training)
-
-    def _maps_with_memory(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """Branch maps of a batch; those of the parts that training does not change are computed once per image."""
-        assert batch.image is not None
-        assert batch.image_path is not None
-        paths = [str(path) for path in batch.image_path]
-        known: dict[str, Tensor] = {}
-        if all(path in self._fixed_maps for path in paths):
-            rows = [self._fixed_maps[path] for path in paths]
-            known = {part: torch.stack([row[part] for row in rows]).to(self.device) for part in rows[0]}
-        maps = self.model.branch_maps(batch.image, known).maps
-        if not known:
-            fixed = {part: values.cpu() for part, values in maps.items() if part != "logical"}
-            self._fixed_maps |= {path: {part: v[i] for part, v in fixed.items()} for i, path in enumerate(paths)}
-        return maps
+            self.post_processor.calibrate(scores)
 
     def _normalised(self, images: Tensor) -> Tensor:
         transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
@@ -418,47 +324,6 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
     def _progress(self, items: Iterable[Any], description: str) -> Iterable[Any]:
         return tqdm(items, desc=description, disable=not self._shows_progress)
 
-    # ---------------------------------------------------------------- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the checkpoint say what it is; see `anomalib_npgmf.export.describe`."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = self.describe()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model.
-
-        Raises:
-            ValueError: If it is not.
-        """
-        check_checkpoint(checkpoint, self, self.preset)
-        super().on_load_checkpoint(checkpoint)
-        self._keep_antialiasing()
-        self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
-        self._weights_ready = True
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
-        """As `anomalib.models.AnomalibModule.load_from_checkpoint`.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated, foreign or of another architecture.
-        """
-        try:
-            model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        except (ValueError, FileNotFoundError):
-            raise
-        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
-            raise unreadable(checkpoint_path, error) from error
-        assert isinstance(model, cls)
-        return model
-
-    def _keep_antialiasing(self) -> None:
-        """Resize in `forward` and in exported files as in training; anomalib leaves the antialiasing out there."""
-        if isinstance(self.pre_processor, PreProcessor):
-            self.pre_processor.export_transform = exportable(self.pre_processor.transform)
-
     # ---------------------------------------------------------------- inference
 
     def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -480,23 +345,3 @@ class Npgmf(NpgmfExport, AnomalibModule):  # type: ignore[misc]  # Lightning's o
         self._require_training()
         self.branch_maps = self.model.branch_maps(batch.image)
         return batch.update(**self.model.merge(self.branch_maps.maps)._asdict())
-
-
-class DefaultEpochs(int):
-    """Number of epochs for the engine to use where the user gave none.
-
-    anomalib's engine overrides the user's trainer arguments with the model's wherever the two differ; this number
-    differs from nothing but a missing value.
-
-    Example:
-        >>> 7 != DefaultEpochs(50), None != DefaultEpochs(50)
-        (False, True)
-    """
-
-    def __eq__(self, other: object) -> bool:
-        return other is not None
-
-    def __ne__(self, other: object) -> bool:
-        return other is None
-
-    __hash__ = int.__hash__

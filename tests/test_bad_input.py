@@ -111,8 +111,10 @@ def test_broken_loss_stops_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(LogicalLoss, "forward", breaking)
     engine = make_engine(tmp_path, max_epochs=3)
     model = make_model(visualizer=False)
+    datamodule = mvtec(category.parent)
     with pytest.raises(RuntimeError, match=rf"The {name} loss became {value} in epoch 1; .*smaller learning rate"):
-        engine.fit(model, datamodule=mvtec(category.parent))
+        engine.fit(model, datamodule=datamodule)
+    assert len(datamodule.train_data) == 10, "the images set aside are given back"
     checkpoint = next(tmp_path.rglob("model.ckpt"))
     restored = Npgmf.load_from_checkpoint(checkpoint)
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0

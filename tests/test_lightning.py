@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import RandomInvert
 
 from anomalib_npgmf import Npgmf, lightning_model
 from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.calibration import Calibrator
 from anomalib_npgmf.structural.memory_bank import MemoryBank
 from anomalib_npgmf.structural.model import StructuralBranch
 
@@ -98,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setattr(lightning_model, "encode_caption", encode)
         spy(patch, Npgmf, "training_step", lambda self, batch, index: run.stepped.update(map(str, batch.image_path)))
         spy(patch, StructuralBranch, "collect", lambda self, maps, keys: run.collected.extend(keys))
-        spy(patch, Npgmf, "_maps_with_memory", lambda self, batch: run.calibrated.extend(map(str, batch.image_path)))
+        spy(patch, Calibrator, "maps", lambda self, image, paths: run.calibrated.extend(paths))
         spy(patch, MemoryBank, "search", lambda self, queries: run.searched.append(len(queries)))
         datamodule = run.datamodule()
         run.engine(2).fit(run.model, datamodule=datamodule)

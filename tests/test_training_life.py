@@ -1,9 +1,11 @@
 """What a trainer may be told, how the parts switch off, and images of every kind."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -128,22 +130,50 @@ def test_batch_of_one_and_logged_names(category: Path, tmp_path: Path) -> None:
     assert all(1 <= logged[f"perplexity_{k}"] <= 16 for k in (3, 4))
 
 
-def test_grey_16_bit_and_transparent_images(tmp_path: Path) -> None:
-    """They train and predict. What is in a 16-bit image is another matter: anomalib's reader clips it to 8 bits."""
+def rewrite(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    for path in sorted(folder.glob("*/*/*.png")):
+        if path.parts[-3] != "ground_truth":
+            cv2.imwrite(str(path), change(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+    return folder
+
+
+def test_grey_images_of_8_and_16_bits_give_equal_scores(tmp_path: Path) -> None:
+    """anomalib's reader clips a 16-bit image at 255, which leaves only white."""
+    scores = []
+    for name, change in (("8", lambda grey: grey), ("16", lambda grey: grey.astype(np.uint16) * 257)):
+        folder = rewrite(draw_category(tmp_path / name), change)
+        lightning.seed_everything(0)
+        engine, datamodule, model = make_engine(tmp_path), mvtec(folder.parent), make_model(visualizer=False)
+        engine.fit(model, datamodule=datamodule)
+        scores.append(scores_of(engine, model, datamodule))
+    assert len(scores[0]) == 8
+    assert max(scores[0]) - min(scores[0]) > 0.1
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_transparent_and_grey_images_among_others(tmp_path: Path) -> None:
     folder = draw_category(tmp_path / "data")
     for i, part in enumerate(("train/good", "test/good", "test/blot")):
         files = sorted((folder / part).glob("*.png"))
         picture = cv2.imread(str(files[0]))
         grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
         cv2.imwrite(str(files[0]), grey)
-        cv2.imwrite(str(files[1]), grey.astype(np.uint16) * 257)
-        cv2.imwrite(str(files[2]), np.dstack([picture, np.full_like(grey, 255 - 80 * i)]))
+        cv2.imwrite(str(files[1]), np.dstack([picture, np.full_like(grey, 255 - 80 * i)]))
     engine, datamodule = make_engine(tmp_path), mvtec(folder.parent)
     model = make_model(visualizer=False)
     engine.fit(model, datamodule=datamodule)
     scores = scores_of(engine, model, datamodule)
     assert len(scores) == 8
     assert np.isfinite(scores).all()
+
+
+def test_data_without_a_validation_set(category: Path, tmp_path: Path) -> None:
+    """Training images calibrate; anomalib has no loader for a validation set that there is not."""
+    engine, datamodule = make_engine(tmp_path), mvtec(category.parent, val_split_mode="none")
+    model = make_model(visualizer=False)
+    engine.train(model, datamodule=datamodule)
+    assert bool(model.model.merger.calibrated)
+    assert Path(engine.best_model_path).is_file()
 
 
 def test_a_folder_gives_its_name_to_clip(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ class NpgmfExport(ExportMixin):
     def __getstate__(self) -> dict[str, Any]:
         """What a ``.pt`` file holds: neither calibration images nor the last batch's maps."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
-        return state | {"branch_maps": None, "_calibration_data": None, "_fixed_maps": {}}
+        return state | {"branch_maps": None, "_calibration_data": None, "_calibrator": None}
 
     @property
     def _bank_shape(self) -> tuple[int, int] | None:

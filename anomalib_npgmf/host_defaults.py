@@ -1,0 +1,89 @@
+"""What anomalib asks every model for: pre- and post-processing, metrics, pictures, trainer and optimiser."""
+
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.metrics import AUROC, Evaluator, F1Score
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_npgmf.default_epochs import DefaultEpochs
+from anomalib_npgmf.metrics import loco_metrics
+from anomalib_npgmf.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.presets import ModelConfig
+from anomalib_npgmf.torch_model import NpgmfModel
+from anomalib_npgmf.visualizer import NpgmfVisualizer
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+GRADIENT_CLIP = 1.0
+
+
+class NpgmfDefaults(AnomalibModule):
+    """Npgmf's answers, apart from the model itself.
+
+    Attributes:
+        settings: The resolved configuration.
+        model: The model in pure torch.
+    """
+
+    settings: ModelConfig
+    model: NpgmfModel
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One class: normal images only."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Defaults for the trainer, which give way to what the user chose."""
+        epochs = 1 if self.settings.branches == "structural" else self.settings.epochs
+        return {"max_epochs": DefaultEpochs(epochs)}
+
+    def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
+        """Plain resize to the larger of the branches' sizes, and ImageNet's normalisation."""
+        size = image_size or self.settings.image_size
+        return PreProcessor(Compose([Resize(size, antialias=True), Normalize(IMAGENET_MEAN, IMAGENET_STD)]))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Threshold and normalisation from normal images alone."""
+        return CalibratedPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Anomalib's default metrics and, on data in MVTec LOCO AD's layout, AU-sPRO and AUROC per anomaly type."""
+        return Evaluator(
+            test_metrics=[
+                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+                *loco_metrics(),
+            ]
+        )
+
+    @classmethod
+    def configure_visualizer(cls) -> NpgmfVisualizer:
+        """Pictures of every branch's map beside the merged one."""
+        return NpgmfVisualizer()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """Adam with the paper's betas over everything that is not frozen."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            return None
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, betas=(0.5, 0.999))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradients, to 1 unless the trainer says otherwise."""
+        limit = GRADIENT_CLIP if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
