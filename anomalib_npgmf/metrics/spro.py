@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from anomalib.metrics import AnomalibMetric
@@ -28,6 +28,7 @@ _IN_MEMORY = 512 << 20
 _last: tuple[bytes, dict[str, float]] = (b"", {})
 # Likewise the last batch of maps that moved to a file.
 _last_file: tuple[Callable[[], Tensor | None], Tensor] = (lambda: None, torch.empty(0))
+_mapped: WeakSet[mmap.mmap] = WeakSet()
 
 
 class _SPRO(LocoMetric):
@@ -137,11 +138,14 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     digest = hashlib.blake2b(repr(limit).encode())
     for path, scores in maps.items():
         digest.update(f"{path} {tuple(scores.shape)} {scores.dtype}".encode())
-        digest.update(scores.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(scores.contiguous().cpu().view(torch.uint8).numpy())
+        _leave_to_file()
     if _last[0] != digest.digest():
 
         def load(path: Path) -> FloatArray:
-            return resize_map(as_scores(maps[path], str(path)), image_size(path))
+            scores = resize_map(as_scores(maps[path], str(path)), image_size(path))
+            _leave_to_file()
+            return scores
 
         curves = spro_curves(list(maps), load, limit).curves
         _last = (digest.digest(), {kind: curve.area(limit) for kind, curve in curves.items()})
@@ -156,8 +160,15 @@ def _to_file(source: Tensor, maps: Tensor) -> Tensor:
             file.truncate(maps.nbytes)
             mapped = mmap.mmap(file.fileno(), maps.nbytes)
         mapped.write(maps.contiguous().view(torch.uint8).numpy().tobytes())
-        if hasattr(mapped, "madvise"):
-            mapped.flush()
-            mapped.madvise(mmap.MADV_DONTNEED)  # written: the pages need not stay resident
+        mapped.flush()
+        _mapped.add(mapped)
+        _leave_to_file()
         _last_file = (ref(source), torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape))
     return _last_file[1]
+
+
+def _leave_to_file() -> None:
+    """Let go of the pages of the mapped files; whatever is read next comes from the file again."""
+    for mapped in _mapped:
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
