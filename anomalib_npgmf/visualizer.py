@@ -14,54 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_npgmf.pictures import Picture, heat_map, outline, panels, to_rgb
+
 logger = logging.getLogger(__name__)
-
-Picture = NDArray[np.uint8]
-HEADER, MARGIN = 22, 4  # pixels
-
-
-def heat_map(image: Picture, scores: NDArray[np.float32]) -> Picture:
-    """Lay scores over an image: blue at 0, green at the threshold 0.5, red at 1.
-
-    Args:
-        image: RGB, [H, W, 3].
-        scores: Normalised scores in [0, 1], [H, W].
-
-    Returns:
-        RGB, [H, W, 3].
-    """
-    levels = np.uint8(np.clip(scores, 0, 1) * 255)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return np.asarray(cv2.addWeighted(image, 0.5, colours, 0.5, 0), dtype=np.uint8)
-
-
-def panels(named: dict[str, Picture], title: str) -> Picture:
-    """Put pictures side by side, each with its name above, under a title.
-
-    Args:
-        named: Pictures of one size by name, RGB [H, W, 3].
-        title: One line.
-
-    Returns:
-        RGB picture.
-
-    Example:
-        >>> panels({"a": np.zeros((64, 64, 3), np.uint8), "b": np.ones((64, 64, 3), np.uint8)}, "two").shape
-        (108, 140, 3)
-    """
-    height, width = next(iter(named.values())).shape[:2]
-    total = len(named) * (width + MARGIN) + MARGIN
-    canvas = np.full((height + 2 * HEADER, total, 3), 255, np.uint8)
-
-    def write(text: str, x: int, y: int) -> None:
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-
-    write(title, MARGIN, HEADER - 7)
-    for i, (name, picture) in enumerate(named.items()):
-        x = MARGIN + i * (width + MARGIN)
-        write(name, x, 2 * HEADER - 7)
-        canvas[2 * HEADER :, x : x + width] = picture
-    return canvas
 
 
 def speaking_branch(contributions: dict[str, Tensor]) -> str:
@@ -155,10 +110,10 @@ class NpgmfVisualizer(ImageVisualizer):
             parts["composition"] = (merger.resize(branch_maps.maps["composition"]).float().cpu() - mean[1]) / std[1]
         pictures = []
         for index in range(len(batch.anomaly_map)):
-            image = self._image(batch.image[index])
+            image = self._picture(to_rgb(batch.image[index]))
             named = {"image": image}
             if batch.gt_mask is not None:
-                named["ground truth"] = self._mask(image, batch.gt_mask[index])
+                named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
             for branch, part in parts.items():
                 scores = part[index].squeeze()
                 if getattr(post, "enable_normalization", False):
@@ -168,7 +123,7 @@ class NpgmfVisualizer(ImageVisualizer):
                 named[f"{branch} map"] = heat_map(image, self._resize(scores))
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
             if branch_maps.reconstruction is not None:
-                named["what normal would look like"] = self._image(branch_maps.reconstruction[index])
+                named["what normal would look like"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
             score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
             title = f"score {score:.2f}"
             if batch.pred_label is not None:
@@ -183,17 +138,5 @@ class NpgmfVisualizer(ImageVisualizer):
         plane = values.squeeze().float().cpu().numpy()
         return np.asarray(cv2.resize(plane, self.field_size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
-    def _image(self, normalised: Tensor) -> Picture:
-        """Undo ImageNet's normalisation of [3, H, W]."""
-        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        rgb = ((normalised.float().cpu() * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-        return np.asarray(cv2.resize(rgb, self.field_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-    def _mask(self, image: Picture, mask: Tensor) -> Picture:
-        """Outline a ground-truth mask in red."""
-        plane = cv2.resize(
-            mask.squeeze().cpu().numpy().astype(np.uint8), self.field_size[::-1], interpolation=cv2.INTER_NEAREST
-        )
-        contours, _ = cv2.findContours(plane, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        return np.asarray(cv2.drawContours(image.copy(), contours, -1, (255, 0, 0), 2), dtype=np.uint8)
+    def _picture(self, picture: Picture) -> Picture:
+        return np.asarray(cv2.resize(picture, self.field_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -22,24 +22,26 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
+from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
-from anomalib_npgmf.benchmark.record import hardware, peak_memory, versions, write_record
+from anomalib_npgmf.benchmark.record import hardware, path_of, peak_memory, versions, write_record
 from anomalib_npgmf.benchmark.weights import digest, insert_files, references, served_by_timm
 from anomalib_npgmf.lightning_model import Npgmf
 from anomalib_npgmf.plugin import register
 
 
-def run_cell(cell: Cell, files: dict[str, Path]) -> dict[str, Any]:
+def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
     """Train and test one cell.
 
     Args:
         cell: What to run.
         files: Local weights by timm name.
+        stem: What the pictures of the gallery are named after.
 
     Returns:
         Plain data: ``metrics`` by map (see `TestPass`), ``images`` (scores by map, by path relative to the data set's
-        root), ``training`` (what was logged at the end of the fit), ``model`` (size and settings), ``seconds``,
-        ``weights`` (SHA-256 by timm name) and ``peak_memory``.
+        root), ``gallery`` (pictures by role, see `write_gallery`), ``training`` (what was logged at the end of the
+        fit), ``model`` (size and settings), ``seconds``, ``weights`` (SHA-256 by timm name) and ``peak_memory``.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -78,6 +80,7 @@ def run_cell(cell: Cell, files: dict[str, Path]) -> dict[str, Any]:
             }
             for path in test_pass.predictions[MERGED]
         },
+        "gallery": write_gallery(test_pass, stem),
         "training": {name: value for name, value in logged.items() if math.isfinite(value)} | {"epochs": epochs},
         "model": _describe(model),
         "seconds": {
@@ -129,6 +132,7 @@ def main() -> int:
     """
     job = json.load(sys.stdin)
     cell, files = Cell(**job["cell"]), {name: Path(path) for name, path in job["weights"].items()}
+    output = Path(job["output"])
     logging.getLogger("anomalib").setLevel(logging.WARNING)
     record: dict[str, Any] = {
         "status": "finished",
@@ -138,13 +142,13 @@ def main() -> int:
         "hardware": hardware(),
     }
     try:
-        record |= run_cell(cell, files)
+        record |= run_cell(cell, files, path_of(output, cell).with_suffix(""))
     except Exception as error:
         traceback.print_exc()
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    write_record(Path(job["output"]), cell, record)
+    write_record(output, cell, record)
     return 0 if record["status"] == "finished" else 1
 
 

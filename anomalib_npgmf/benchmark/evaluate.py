@@ -20,6 +20,7 @@ from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
 from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
+from anomalib_npgmf.pictures import Picture, to_rgb
 from anomalib_npgmf.torch_model import NpgmfModel
 
 MERGED = "merged"
@@ -49,6 +50,8 @@ class TestPass(Callback):
             `alternative_merges`; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
+        reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
+            for other models.
     """
 
     __test__ = False  # for pytest, this is no class of tests
@@ -57,6 +60,7 @@ class TestPass(Callback):
         self.predictions: dict[str, dict[Path, Prediction]] = {}
         self.labels: dict[Path, bool] = {}
         self.masks: dict[Path, Any] = {}
+        self.reconstructions: dict[Path, Picture] = {}
 
     def on_test_batch_end(
         self,
@@ -75,7 +79,11 @@ class TestPass(Callback):
             masks = outputs.gt_mask.cpu().numpy().reshape(len(paths), *outputs.gt_mask.shape[-2:]) > 0
             self.masks.update(zip(paths, masks, strict=True))
         self._keep(MERGED, paths, outputs.pred_score, outputs.anomaly_map)
-        if isinstance(pl_module, Npgmf) and pl_module.branch_maps is not None and len(pl_module.branch_maps.maps) > 1:
+        if not isinstance(pl_module, Npgmf) or pl_module.branch_maps is None:
+            return
+        if pl_module.branch_maps.reconstruction is not None:
+            self.reconstructions.update(zip(paths, map(to_rgb, pl_module.branch_maps.reconstruction), strict=True))
+        if len(pl_module.branch_maps.maps) > 1:
             for branch, raw in pl_module.branch_maps.maps.items():
                 alone = pl_module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)

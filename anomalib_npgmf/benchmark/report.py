@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anomalib_npgmf.benchmark.plan import Plan
 from anomalib_npgmf.benchmark.plots import plot_bars, plot_curves
+from anomalib_npgmf.benchmark.report_gallery import write_gallery_sheets
 from anomalib_npgmf.benchmark.report_origin import codebooks, costs, origin
 from anomalib_npgmf.benchmark.report_records import MERGED, Group, Metric, Results, difference, load_results
 from anomalib_npgmf.benchmark.tables import percent, table
@@ -53,8 +54,9 @@ def write_report(folder: Path, output: Path, command: str, plan: Plan | None = N
     pictures = {title: path for title, path in drawn.items() if path}
     text = render(results, plan.title if plan else folder.name, command)
     text += "".join(f"\n## {title}\n\n![{title}](images/{path.name})\n" for title, path in pictures.items())
+    text += write_gallery_sheets(results, folder, images, output.stem)
     output.write_text(text, encoding="utf-8")
-    return [output, *pictures.values()]
+    return [output, *pictures.values(), *sorted(images.glob(f"{output.stem}_gallery_*.jpg"))]
 
 
 def render(results: Results, title: str, command: str) -> str:

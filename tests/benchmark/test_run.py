@@ -60,6 +60,17 @@ def test_run_records_goes_on_and_retries(tmp_path: Path, capsys: pytest.CaptureF
         assert {"loco_auroc", "spro", "image_auroc", "pixel_auroc"} <= set(metrics)
     assert len(record["images"]) == 6
     assert set(record["images"]["cable_pairs/test/good/000.png"]) == maps
+    roles = {
+        "best_logical",
+        "best_structural",
+        "worst_good",
+        "worst_anomalous",
+        "borderline_good",
+        "borderline_anomalous",
+    }
+    assert set(record["gallery"]) == roles
+    for name in record["gallery"].values():
+        assert 0 < (output / "npgmf/default/cable_pairs" / name).stat().st_size < 40_000
     assert {"train_loss", "epochs"} <= set(record["training"])
     assert any(name.startswith("perplexity") for name in record["training"])
     assert record["model"]["bank_patches"] > 0

@@ -1,0 +1,122 @@
+"""Small pictures of the best, worst and borderline images of a cell, kept beside its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from anomalib_npgmf.benchmark.evaluate import MERGED, Prediction, TestPass
+from anomalib_npgmf.metrics.ground_truth import GOOD, kind_of
+from anomalib_npgmf.pictures import Picture, heat_map, outline, panels
+
+_SHOWN = (MERGED, "logical", "structural", "composition")
+_HEIGHT = 112  # pixels of one panel
+_QUALITY = 80  # of JPEG
+
+
+def choose(scores: Mapping[Path, float], labels: Mapping[Path, bool]) -> dict[str, Path]:
+    """Choose the images to show.
+
+    Scores are judged against a cut half way between the median of the good images and that of the anomalous ones. An
+    image's margin is its distance from the cut, negative on the wrong side.
+
+    Args:
+        scores: Image score by path.
+        labels: Whether the image is anomalous, by path.
+
+    Returns:
+        No image twice, by role: ``best_<kind>``, the largest margin of each kind of anomaly; then, of the good and of
+        the anomalous ones each, ``worst_...``, the smallest margin, and ``borderline_...``, the one nearest to the cut.
+        Empty unless there are good and anomalous images.
+
+    Example:
+        >>> scores = {Path(f"{i}.png"): float(i) for i in range(8)}
+        >>> chosen = choose(scores, {path: score > 3 for path, score in scores.items()})
+        >>> [f"{role} {path.stem}" for role, path in chosen.items()]  # the cut is at 3.5
+        ['best_anomalous 7', 'worst_good 3', 'worst_anomalous 4', 'borderline_good 2', 'borderline_anomalous 5']
+    """
+    by_label = {label: [path for path in scores if labels[path] is label] for label in (False, True)}
+    if not all(by_label.values()):
+        return {}
+    cut = sum(median(scores[path] for path in paths) for paths in by_label.values()) / 2
+    margins = {path: score - cut if labels[path] else cut - score for path, score in scores.items()}
+    by_kind: dict[str, list[Path]] = {}
+    for path in by_label[True]:
+        by_kind.setdefault((kind_of(path) or "anomalous").removesuffix("_anomalies"), []).append(path)
+    chosen = {f"best_{kind}": max(paths, key=margins.__getitem__) for kind, paths in sorted(by_kind.items())}
+    for role in ("worst", "borderline"):
+        for name, label in ((GOOD, False), ("anomalous", True)):
+            left = [path for path in by_label[label] if path not in chosen.values()]
+            if left:
+                nearest = min(left, key=lambda path: margins[path] if role == "worst" else abs(margins[path]))
+                chosen[f"{role}_{name}"] = nearest
+    return chosen
+
+
+def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
+    """Draw the chosen images of a test pass.
+
+    One colour scale per map serves all images of the cell: blue is the mean over the good images, red the median of the
+    maxima of the anomalous ones.
+
+    Args:
+        test_pass: Predictions of the cell.
+        stem: What the files are named after: ``<stem>_<role>.jpg``. Older ones are removed.
+
+    Returns:
+        Name of the file by role, see `choose`.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for old in stem.parent.glob(f"{stem.name}_*.jpg"):
+        old.unlink()
+    merged = test_pass.predictions[MERGED]
+    shown = {name: test_pass.predictions[name] for name in _SHOWN if name in test_pass.predictions}
+    scales = {name: scale for name, kept in shown.items() if (scale := _scale(kept, test_pass.labels)) is not None}
+    files = {}
+    for role, path in choose({path: p.score for path, p in merged.items()}, test_pass.labels).items():
+        image = _load(path)
+        size = image.shape[1], image.shape[0]
+        named = {"image": image}
+        if path in test_pass.masks:
+            named["ground truth"] = outline(image, test_pass.masks[path])
+        for name, (low, high) in scales.items():
+            plane = shown[name][path].anomaly_map
+            assert plane is not None
+            named[name] = heat_map(
+                image, (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) - low) / (high - low)
+            )
+        if path in test_pass.reconstructions:
+            named["normal version"] = _resized(test_pass.reconstructions[path], size)
+        title = f"{role.replace('_', ', ')}: {path.parent.name}/{path.name}, score {merged[path].score:.3g}"
+        picture = cv2.cvtColor(panels(named, title), cv2.COLOR_RGB2BGR)
+        file = stem.with_name(f"{stem.name}_{role}.jpg")
+        cv2.imwrite(str(file), picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        files[role] = file.name
+    return files
+
+
+def _scale(predictions: Mapping[Path, Prediction], labels: Mapping[Path, bool]) -> tuple[float, float] | None:
+    """Scores that are drawn blue and red; None without maps."""
+    maps = {path: p.anomaly_map for path, p in predictions.items() if p.anomaly_map is not None}
+    good = [float(plane.mean()) for path, plane in maps.items() if not labels[path]]
+    peaks = [float(plane.max()) for path, plane in maps.items() if labels[path]]
+    if not good or not peaks:
+        return None
+    low, high = float(np.mean(good)), median(peaks)
+    return low, high if high > low else low + 1.0
+
+
+def _load(path: Path) -> Picture:
+    with Image.open(path) as file:
+        image = np.asarray(file.convert("RGB"), dtype=np.uint8)
+    height, width = image.shape[:2]
+    return _resized(image, (round(_HEIGHT * width / height), _HEIGHT))
+
+
+def _resized(image: Picture, size: tuple[int, int]) -> Picture:
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,0 +1,100 @@
+"""Drawing: scores laid over an image, outlines of a mask, pictures side by side under a line of text."""
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Picture = NDArray[np.uint8]
+RED, MAGENTA = (255, 0, 0), (255, 0, 255)
+HEADER, MARGIN = 22, 4  # pixels
+
+
+def heat_map(image: Picture, scores: NDArray[np.float32]) -> Picture:
+    """Lay scores over an image: blue at 0, green at 0.5, red at 1.
+
+    Args:
+        image: RGB, [H, W, 3].
+        scores: Scores in [0, 1], [H, W]; others are clipped.
+
+    Returns:
+        RGB, [H, W, 3].
+    """
+    levels = np.uint8(np.clip(scores, 0, 1) * 255)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.addWeighted(image, 0.5, colours, 0.5, 0), dtype=np.uint8)
+
+
+def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int] = RED) -> Picture:
+    """Draw the outlines of a mask's regions into a copy of an image.
+
+    Args:
+        image: RGB, [H, W, 3].
+        mask: Any size; it is brought to the image's.
+        colour: RGB.
+
+    Returns:
+        RGB, [H, W, 3].
+
+    Example:
+        >>> mask = np.zeros((8, 8), bool)
+        >>> mask[2:6, 2:6] = True
+        >>> drawn = outline(np.zeros((64, 64, 3), np.uint8), mask)
+        >>> drawn[16, 32].tolist(), drawn[32, 32].tolist()
+        ([255, 0, 0], [0, 0, 0])
+    """
+    height, width = image.shape[:2]
+    plane = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(plane, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(image.copy(), contours, -1, colour, 2), dtype=np.uint8)
+
+
+def to_rgb(normalised: Tensor) -> Picture:
+    """Undo ImageNet's normalisation.
+
+    Args:
+        normalised: [3, H, W].
+
+    Returns:
+        RGB, [H, W, 3].
+
+    Example:
+        >>> to_rgb(torch.zeros(3, 1, 1)).ravel().tolist()  # the mean colour of ImageNet
+        [124, 116, 104]
+    """
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    rgb = (normalised.float().cpu() * std + mean).clamp(0, 1) * 255
+    return np.asarray(rgb.round().byte().permute(1, 2, 0).numpy(), dtype=np.uint8)
+
+
+def panels(named: dict[str, Picture], title: str) -> Picture:
+    """Put pictures side by side, each with its name above, under a title.
+
+    Args:
+        named: Pictures of one size by name, RGB [H, W, 3].
+        title: Text; a line break starts a new line.
+
+    Returns:
+        RGB picture.
+
+    Example:
+        >>> panels({"a": np.zeros((64, 64, 3), np.uint8), "b": np.ones((64, 64, 3), np.uint8)}, "two").shape
+        (108, 140, 3)
+    """
+    height, width = next(iter(named.values())).shape[:2]
+    lines = title.split("\n")
+    top = (len(lines) + 1) * HEADER
+    canvas = np.full((top + height, len(named) * (width + MARGIN) + MARGIN, 3), 255, np.uint8)
+
+    def write(text: str, x: int, y: int) -> None:
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+
+    for row, line in enumerate(lines, start=1):
+        write(line, MARGIN, row * HEADER - 7)
+    for i, (name, picture) in enumerate(named.items()):
+        x = MARGIN + i * (width + MARGIN)
+        write(name, x, top - 7)
+        canvas[top:, x : x + width] = picture
+    return canvas
