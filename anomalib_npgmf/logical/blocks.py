@@ -4,6 +4,8 @@ from math import gcd
 
 from torch import Tensor, nn
 
+from anomalib_npgmf.logical.small_maps import DoublingConv2d
+
 
 def make_norm(kind: str, channels: int) -> nn.Module:
     """Group normalisation (up to 32 groups, each of four channels or more) or batch normalisation.
@@ -42,11 +44,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str, *, up: bool = False, rectify: bool = True):
         super().__init__()
         width = max(out_channels // 4, 16)
-        middle = (
-            nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
-            if up
-            else nn.Conv2d(width, width, 3, padding=1, bias=False)
-        )
+        middle = DoublingConv2d(width, width) if up else nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, width, 1, bias=False),
             make_norm(norm, width),
@@ -59,9 +57,7 @@ class Bottleneck(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if up:
-            self.shortcut = nn.Sequential(
-                nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False), make_norm(norm, out_channels)
-            )
+            self.shortcut = nn.Sequential(DoublingConv2d(in_channels, out_channels), make_norm(norm, out_channels))
         self.activation = nn.ReLU(inplace=True) if rectify else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from anomalib_npgmf.logical.blocks import make_norm
+from anomalib_npgmf.logical.small_maps import HalvingConv2d
 
 
 class OneClassEmbedding(nn.Sequential):
@@ -21,10 +22,10 @@ class OneClassEmbedding(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, bias=False),
+            HalvingConv2d(in_channels, in_channels, bias=False),
             make_norm(norm, in_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1),
+            HalvingConv2d(in_channels, out_channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:

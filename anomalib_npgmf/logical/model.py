@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import take_from_first
+from anomalib_npgmf.logical.code_edits import edit_codes
 from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder
@@ -164,6 +165,8 @@ class LogicalBranch(nn.Module):
             loss = loss + level_loss
         if renew:
             self._renew = False
+        if self.training and self.config.edited_codes:
+            codes = edit_codes(codes, self.config.edited_codes)
         prior = self.text_prior() if self.text_prior is not None else None
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes)
         return LogicalOutput(decoded, image, loss)

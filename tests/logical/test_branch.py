@@ -242,3 +242,16 @@ def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
         torch.testing.assert_close(level.mean((0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-4, rtol=0)
         torch.testing.assert_close(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=1e-4, rtol=0)
     assert all(torch.equal(a, b) for a, b in zip(make_branch().standardise(features), features, strict=True))
+
+
+def test_codes_are_edited_in_training_alone() -> None:
+    plain, edited = make_branch(), make_branch(edited_codes=1.0)
+    edited.load_state_dict(plain.state_dict())
+    features = make_features()
+    outputs = {}
+    for name, branch in (("plain", plain), ("edited", edited)):
+        for training in (True, False):
+            torch.manual_seed(0)
+            outputs[name, training] = branch.train(training)(features).decoded[0]
+    assert torch.equal(outputs["plain", False], outputs["edited", False])
+    assert not torch.equal(outputs["plain", True], outputs["edited", True])
