@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Picture = NDArray[np.uint8]
-RED, MAGENTA = (255, 0, 0), (255, 0, 255)
+RED, WHITE = (255, 0, 0), (255, 255, 255)
 HEADER, MARGIN = 22, 4  # pixels
 
 

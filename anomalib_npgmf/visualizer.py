@@ -1,6 +1,5 @@
 """Pictures that show what each branch saw."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,93 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_npgmf.pictures import Picture, heat_map, outline, panels, to_rgb
+from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.merging import MapMerger
+from anomalib_npgmf.pictures import WHITE, Picture, heat_map, outline, panels, to_rgb
 
-logger = logging.getLogger(__name__)
 
-
-def speaking_branch(contributions: dict[str, Tensor]) -> str:
-    """Name of the branch that adds most where the sum is largest.
+def calibrated_maps(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Map of each part in the unit of the merged map: what the merged map would be if the other parts said nothing.
 
     Args:
-        contributions: Calibrated and weighted map of each branch, [H, W].
+        merger: A calibrated one.
+        maps: Raw maps by part, [B, 1, h, w] each.
+
+    Returns:
+        [B, 1, H, W] by part: ``"logical"``, ``"structural"`` and ``"composition"``, as far as they are there.
+    """
+    parts = merger.summands(maps)
+    if merger.composition is not None:
+        mean, std = merger.composition.mean, merger.composition.std
+        parts = {branch: (part - mean[0]) / std[0] for branch, part in parts.items()}
+        parts["composition"] = (merger.resize(maps["composition"]) - mean[1]) / std[1]
+    return parts
+
+
+def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
+    """The part that decides each image's score.
+
+    That is the composition where its score is above that of the branches, else the branch that adds most at the highest
+    point of their sum.
+
+    Args:
+        merger: A calibrated one.
+        maps: Raw maps by part, [B, 1, h, w] each.
+
+    Returns:
+        Names of parts, one per image.
 
     Example:
-        >>> speaking_branch({"logical": torch.tensor([[5.0, 0.0]]), "structural": torch.tensor([[0.0, 4.0]])})
-        'logical'
+        >>> merger = MapMerger((64, 64), 1.0, 1.0)
+        >>> low, high = torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 64, 64), 2.0)
+        >>> speaking_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
+        ['structural', 'logical']
     """
-    peak = int(torch.stack(list(contributions.values())).sum(0).argmax())
-    return max(contributions, key=lambda branch: float(contributions[branch].flatten()[peak]))
+    branches = merger.summands(maps)
+    speakers = ["composition"] * len(next(iter(maps.values())))
+    if not branches:
+        return speakers
+    total = torch.stack(list(branches.values())).sum(0).flatten(1)
+    peaks = total.argmax(dim=1)
+    composition = None
+    if merger.composition is not None:
+        mean, std = merger.composition.mean, merger.composition.std
+        total = (total - mean[0]) / std[0]
+        composition = ((merger.resize(maps["composition"]) - mean[1]) / std[1]).flatten(1).amax(dim=1)
+    for index, peak in enumerate(peaks):
+        if composition is None or total[index, peak] >= composition[index]:
+            speakers[index] = max(branches, key=lambda name: float(branches[name][index].flatten()[peak]))
+    return speakers
+
+
+def title_of(score: float, label: bool | None, speaker: str | None, explanation: Explanation | None) -> str:
+    """Text above a picture.
+
+    Args:
+        score: Image score.
+        label: Whether the image is anomalous; ``None`` if the model does not say.
+        speaker: The part that decides the score; ``None`` for a model of one part.
+        explanation: What the composition says where it decides.
+
+    Example:
+        >>> title_of(0.714, True, "logical", None)
+        'score 0.71, anomalous; the logical branch speaks'
+    """
+    title = f"score {score:.2f}"
+    if label is not None:
+        title += ", anomalous" if label else ", normal"
+    if speaker is not None:
+        title += "; the composition speaks" if speaker == "composition" else f"; the {speaker} branch speaks"
+    return title if explanation is None else f"{title}\n{explanation.text}"
 
 
 class NpgmfVisualizer(ImageVisualizer):
-    """One picture per test image: image, ground truth, each branch's map, merged map and reconstruction.
+    """One picture per test image: image, ground truth, each part's map, merged map and reconstruction.
 
-    The branches' maps are their summands of eq. 11 on the scale of the merged map: green is where a branch alone
-    reaches the threshold. The title names the branch that adds most at the highest point.
+    The maps of the parts are on the scale of the merged map: green is where a part alone reaches the threshold. The
+    title gives score and label and names the branch that adds most at the highest point. Where the composition read-out
+    decides the score instead, a second line says of what there is too much or too little, and the patches of that kind
+    are outlined in its map.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -101,37 +163,32 @@ class NpgmfVisualizer(ImageVisualizer):
         """
         assert batch.anomaly_map is not None
         assert batch.image is not None
-        branch_maps = module.branch_maps
-        merger, post = module.model.merger, module.post_processor
-        parts = {branch: part.float().cpu() for branch, part in merger.summands(branch_maps.maps).items()}
-        if merger.composition is not None:  # both kinds of map in deviations of the image score
-            mean, std = merger.composition.mean.cpu(), merger.composition.std.cpu()
-            parts = {branch: part / std[0] for branch, part in parts.items()}
-            parts["composition"] = (merger.resize(branch_maps.maps["composition"]).float().cpu() - mean[1]) / std[1]
+        branch_maps, model, post = module.branch_maps, module.model, module.post_processor
+        parts = calibrated_maps(model.merger, branch_maps.maps)
+        speakers = speaking_part(model.merger, branch_maps.maps)
+        explained = [index for index, name in enumerate(speakers) if name == "composition"]
+        explanations = dict(zip(explained, model.explain(batch.image[explained]), strict=True)) if explained else {}
         pictures = []
         for index in range(len(batch.anomaly_map)):
             image = self._picture(to_rgb(batch.image[index]))
             named = {"image": image}
             if batch.gt_mask is not None:
                 named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
-            for branch, part in parts.items():
-                scores = part[index].squeeze()
+            for name, part in parts.items():
+                scores = part[index].squeeze().float()
                 if getattr(post, "enable_normalization", False):
-                    scores = post._normalize(
-                        scores, *(v.cpu() for v in (post.pixel_min, post.pixel_max, post.pixel_threshold))
-                    )
-                named[f"{branch} map"] = heat_map(image, self._resize(scores))
+                    scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
+                named[f"{name} map"] = heat_map(image, self._resize(scores))
+            if index in explanations:
+                marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
+                named[f"composition map, code {explanations[index].code}"] = marked
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
             if branch_maps.reconstruction is not None:
                 named["what normal would look like"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
             score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
-            title = f"score {score:.2f}"
-            if batch.pred_label is not None:
-                title += ", anomalous" if bool(batch.pred_label[index]) else ", normal"
-            if len(parts) > 1:
-                speaker = speaking_branch({b: part[index].squeeze() for b, part in parts.items()})
-                title += "; the composition speaks" if speaker == "composition" else f"; the {speaker} branch speaks"
-            pictures.append(panels(named, title))
+            label = None if batch.pred_label is None else bool(batch.pred_label[index])
+            speaker = speakers[index] if len(parts) > 1 else None
+            pictures.append(panels(named, title_of(score, label, speaker, explanations.get(index))))
         return pictures
 
     def _resize(self, values: Tensor) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from anomalib_npgmf.benchmark.report_records import Group, Results, record_key
 
 _TEXT = (
     "Per model and category the cell of the first seed: of each kind of anomaly the image that is told best from the "
-    "good ones; then of the good and of the anomalous images the one on the wrong side or nearest to it (worst), and the "
-    "one nearest to the cut (borderline). The cut lies half way between the median scores of both and serves these "
+    "good ones; then of the good and of the anomalous images the one on the wrong side or nearest to it (worst), and "
+    "the one nearest to the cut (borderline). The cut lies half way between the median scores of both and serves these "
     "pictures alone. Each map has one colour scale per cell: blue is the mean over the good images, red the median of "
     "the maxima of the anomalous ones. Ground truth is outlined in red."
 )
