@@ -17,6 +17,7 @@ from tqdm import tqdm
 from anomalib_npgmf.calibration import Calibrator
 from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.checkpoint import NpgmfCheckpoint
+from anomalib_npgmf.ddp_strategy import adapt_strategy
 from anomalib_npgmf.deep_images import restore_deep_images
 from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.export.mixin import NpgmfExport
@@ -138,6 +139,8 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         epochs = self.trainer.fit_loop.max_epochs
         if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
             self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
+        bank = [name for name, _ in self.named_buffers() if name.startswith("model.structural.bank.")]
+        adapt_strategy(self.trainer.strategy, self, unchanging=bank)
         self._calibrated_at = -1
         self._calibrator.forget()
         self.category = self._category()
@@ -190,19 +193,14 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         if self.trainer.ckpt_path is not None and self._is_complete():
             return
         assert self.trainer.train_dataloader is not None
-        loader = self._loader(self.trainer.train_dataloader.dataset)
+        dataset = self.trainer.train_dataloader.dataset
         if self.model.logical is not None:
-            self.model.initialise(self._first_images(loader))
+            # The same images in every process.
+            first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
+            batches = map(restore_deep_images, self._loader(first, shared=False))
+            self.model.initialise(torch.cat([self._normalised(batch.image.to(self.device)) for batch in batches]))
         if self.model.structural is not None or self.model.composition is not None:
-            self._collect(loader)
-
-    def _first_images(self, loader: DataLoader[Any]) -> Tensor:
-        images: list[Tensor] = []
-        for batch in map(restore_deep_images, loader):
-            images += self._normalised(batch.image.to(self.device))
-            if len(images) >= INITIAL_IMAGES:
-                break
-        return torch.stack(images)
+            self._collect(self._loader(dataset))
 
     def _is_complete(self) -> bool:
         return self.model.structural is None or len(self.model.structural.bank) > 0
@@ -240,7 +238,8 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         names = {name: "train_loss" if name == "loss" else f"train_{name}_loss" for name in losses}
         size = batch.batch_size
         for name, value in losses.items():
-            self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=size)
+            shown = name == "loss"
+            self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=size, sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> Any:
@@ -264,7 +263,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         self._calibrate()
         if self.model.logical is not None:
             for name, value in self.model.logical.codebook_statistics().items():
-                self.log(name, value)
+                self.log(name, value, sync_dist=True)
 
     # ---------------------------------------------------------------- calibration
 
@@ -305,10 +304,11 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         result: Tensor = transform(images) if transform else images
         return result
 
-    def _loader(self, dataset: Any) -> DataLoader[Any]:
-        """Un-augmented images of a dataset, in order; in a distributed run this process's share of them."""
+    def _loader(self, dataset: Any, *, shared: bool = True) -> DataLoader[Any]:
+        """Un-augmented images of a dataset, in order; in a distributed run this process's share of them, or all."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        share = range(self.trainer.global_rank, len(dataset), self.trainer.world_size)
+        first, step = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
+        share = range(first, len(dataset), step)
         view = plain(dataset.subsample(list(share)), self.settings.image_size)
         return DataLoader(
             view,

@@ -1,0 +1,33 @@
+"""Train a small model as a user's script would: `python _distributed_run.py DATA RESULTS PROCESSES`.
+
+Lightning starts the other processes by running this script again. Every process saves what it ends with.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _factory import make_engine, make_model, mvtec
+from lightning import seed_everything
+
+IMAGES = 8  # that are trained on, all in one step, whatever the number of processes
+EPOCHS = 2
+
+
+def run(data: Path, results: Path, processes: int) -> None:
+    """Fit both branches and the read-out, then a bank alone; save states as ``<name>_<processes>_<rank>.pt``."""
+    torch.set_num_threads(1)
+    # Codes that die are moved onto random vectors of a batch, whose order differs; that has a test of its own.
+    whole: dict[str, Any] = {"composition": True, "learning_rate": 1e-4, "logical": {"codebook_restart": False}}
+    for name, options in (("whole", whole), ("bank", {"branches": "structural"})):
+        seed_everything(0, workers=True)
+        model = make_model(visualizer=False, **options)
+        strategy = "ddp" if processes > 1 else "auto"
+        engine = make_engine(results / name / str(processes), max_epochs=EPOCHS, devices=processes, strategy=strategy)
+        engine.fit(model, datamodule=mvtec(data, train_batch_size=IMAGES // processes))
+        torch.save(model.state_dict(), results / f"{name}_{processes}_{model.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
