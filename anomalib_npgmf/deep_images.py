@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
@@ -42,3 +43,13 @@ def restore_deep_images(batch: Any) -> Any:
         deep = grey.clamp(0, 1).expand(1, 3, *grey.shape)
         images[index] = resize(deep, list(images.shape[-2:]), antialias=True)[0].to(images)
     return batch
+
+
+class DeepImages(Callback):
+    """Calls `restore_deep_images` before any other callback sees a batch."""
+
+    def on_train_batch_start(self, *arguments: Any, **_options: Any) -> None:
+        """Restore the batch, the third argument of this and the following hooks."""
+        restore_deep_images(arguments[2])
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start

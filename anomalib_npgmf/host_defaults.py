@@ -8,8 +8,10 @@ from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anomalib_npgmf.deep_images import DeepImages
 from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.metrics import loco_metrics
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
@@ -52,6 +54,11 @@ class NpgmfDefaults(AnomalibModule):
     def configure_post_processor(self) -> PostProcessor:
         """Threshold and normalisation from normal images alone."""
         return CalibratedPostProcessor()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return anomalib's, which are the parts of the model, after one that restores deep grey images."""
+        others = super().configure_callbacks()
+        return [DeepImages(), *([others] if isinstance(others, Callback) else others)]
 
     @staticmethod
     def configure_evaluator() -> Evaluator:

@@ -159,11 +159,6 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         if datamodule is not None:
             restore_training_data(datamodule)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Give deep grey images their content back, which anomalib's reader clips."""
-        del dataloader_idx
-        return restore_deep_images(batch)
-
     def on_fit_start(self) -> None:
         """Load weights and embed the category, unless a checkpoint brought them: it is restored after `setup`."""
         if not self._weights_ready:

@@ -165,8 +165,8 @@ def resolve(
     Example:
         >>> resolve("small", {"logical_image_size": 128}, structural={"coreset_ratio": 0.5}).structural.coreset_ratio
         0.5
-        >>> resolve("small", {}, composition=True).composition.codebook_size
-        16
+        >>> resolve("small", {}, composition=True).composition.codebook_sizes
+        (8, 16, 32)
     """
     if preset not in PRESETS:
         msg = f"There is no preset {preset!r}; choose one of {sorted(PRESETS)}."

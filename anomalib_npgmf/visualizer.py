@@ -30,9 +30,8 @@ def calibrated_maps(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Ten
     """
     parts = merger.summands(maps)
     if merger.composition is not None:
-        mean, std = merger.composition.mean, merger.composition.std
-        parts = {branch: (part - mean[0]) / std[0] for branch, part in parts.items()}
-        parts["composition"] = (merger.resize(maps["composition"]) - mean[1]) / std[1]
+        parts = {branch: merger.composition.of_branches(part) for branch, part in parts.items()}
+        parts["composition"] = merger.composition.of_composition(merger.resize(maps["composition"]))
     return parts
 
 
@@ -63,9 +62,9 @@ def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     peaks = total.argmax(dim=1)
     composition = None
     if merger.composition is not None:
-        mean, std = merger.composition.mean, merger.composition.std
-        total = (total - mean[0]) / std[0]
-        composition = ((merger.resize(maps["composition"]) - mean[1]) / std[1]).flatten(1).amax(dim=1)
+        total = merger.composition.of_branches(total)
+        surplus = merger.composition.of_composition(merger.resize(maps["composition"]))
+        composition = surplus.flatten(1).amax(dim=1)
     for index, peak in enumerate(peaks):
         if composition is None or total[index, peak] >= composition[index]:
             speakers[index] = max(branches, key=lambda name: float(branches[name][index].flatten()[peak]))

@@ -50,7 +50,7 @@ class Drawn:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Npgmf, Drawn, Path]:
     folder = tmp_path_factory.mktemp("pictures")
     drawn = Drawn()
-    model = make_model(composition={"codebook_size": 4, "codebooks": 2})
+    model = make_model(composition={"codebook_sizes": (4,), "codebooks": 2})
     engine = make_engine(folder / "results")
     datamodule = mvtec(draw_category(folder / "images", train=TRAIN).parent)
     with pytest.MonkeyPatch.context() as patch:
@@ -99,10 +99,10 @@ def test_composition_explains_itself_only_where_it_decides(run: tuple[Npgmf, Dra
 
 
 def test_title() -> None:
-    explanation = Explanation(4, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
+    explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
     assert title_of(0.8, True, "composition", explanation) == (
         "score 0.80, anomalous; the composition speaks\n"
-        "composition: less of code 7 than normal (level 4, 2.0 % of the image instead of 5.0 %)"
+        "composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)"
     )
     assert title_of(0.2, False, "structural", None) == "score 0.20, normal; the structural branch speaks"
     assert title_of(0.2, None, None, None) == "score 0.20"
@@ -125,10 +125,10 @@ def test_who_speaks_and_on_what_scale() -> None:
         "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
         "composition": torch.cat([spot(0, 0, 9.0), spot(0, 0, 9.0), spot(0, 0, 13.0)]),
     }
-    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11
+    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then one deviation less
     assert speaking_part(merger, maps) == ["logical", "structural", "composition"]
     parts = calibrated_maps(merger, maps)
-    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5, rel=1e-4)
+    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - 1, rel=1e-4)
     quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
     torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
 

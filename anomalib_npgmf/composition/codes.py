@@ -55,7 +55,7 @@ class SoftCodes(nn.Module):
         """
         books, size, _ = self.weight.shape
         if len(patches) < size:
-            msg = f"{size} codes need as many patches, but there are {len(patches)}; lower codebook_size."
+            msg = f"{size} codes need as many patches, but there are {len(patches)}; lower codebook_sizes."
             raise ValueError(msg)
         for book in range(books):
             order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(book))[:_MAX_PATCHES]

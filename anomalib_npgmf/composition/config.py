@@ -11,9 +11,10 @@ class CompositionConfig:
 
     Args:
         levels: Backbone levels whose patches are counted; level k has stride 2^k.
-        codebook_size: Codes per codebook. Few codes keep the composition of a small training set in low dimension.
-        codebooks: Codebooks per level, from different starts of k-means. Their distances are averaged, because which
-            parts share a code is to some degree a matter of chance.
+        codebook_sizes: Numbers of codes. Few codes keep the composition of a small training set in low dimension, many
+            tell similar parts apart; the distances of all sizes are averaged.
+        codebooks: Codebooks per level and size, from different starts of k-means. Their distances are averaged too,
+            because which parts share a code is to some degree a matter of chance.
 
     Raises:
         ValueError: If a value is out of range.
@@ -21,15 +22,15 @@ class CompositionConfig:
     Example:
         >>> CompositionConfig(levels=[4, 3]).levels
         (3, 4)
-        >>> CompositionConfig(codebook_size=1)
+        >>> CompositionConfig(codebook_sizes=(16, 1))
         Traceback (most recent call last):
         ...
-        ValueError: codebook_size must be at least 2, but it is 1.
+        ValueError: codebook_sizes must be at least 2 each, but they are (16, 1).
     """
 
     levels: tuple[int, ...] = (3, 4)
-    codebook_size: int = 16
-    codebooks: int = 5
+    codebook_sizes: tuple[int, ...] = (8, 16, 32)
+    codebooks: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges and turn lists (as YAML gives them) into sorted tuples."""
@@ -37,7 +38,10 @@ class CompositionConfig:
         if not self.levels or len(set(self.levels)) < len(self.levels) or self.levels[0] < 1:
             msg = f"levels must be distinct backbone levels from 1 on, but they are {self.levels}."
             raise ValueError(msg)
-        for name, least in (("codebook_size", 2), ("codebooks", 1)):
-            if getattr(self, name) < least:
-                msg = f"{name} must be at least {least}, but it is {getattr(self, name)}."
-                raise ValueError(msg)
+        object.__setattr__(self, "codebook_sizes", tuple(self.codebook_sizes))
+        if not self.codebook_sizes or min(self.codebook_sizes) < 2:
+            msg = f"codebook_sizes must be at least 2 each, but they are {self.codebook_sizes}."
+            raise ValueError(msg)
+        if self.codebooks < 1:
+            msg = f"codebooks must be at least 1, but it is {self.codebooks}."
+            raise ValueError(msg)

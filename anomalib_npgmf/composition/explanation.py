@@ -12,7 +12,8 @@ class Explanation(NamedTuple):
 
     Attributes:
         level: Backbone level of the code.
-        codebook: Number of its codebook.
+        codebook_size: How many codes its codebook has.
+        codebook: Number of its codebook among those of that level and size.
         code: Its number in the codebook.
         share: Share of the image's patches that belong to it, in [0, 1].
         normal_share: The same on normal images.
@@ -20,12 +21,13 @@ class Explanation(NamedTuple):
 
     Example:
         >>> import torch
-        >>> explanation = Explanation(4, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
+        >>> explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
         >>> explanation.text
-        'composition: less of code 7 than normal (level 4, 2.0 % of the image instead of 5.0 %)'
+        'composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)'
     """
 
     level: int
+    codebook_size: int
     codebook: int
     code: int
     share: float
@@ -37,6 +39,6 @@ class Explanation(NamedTuple):
         """One line for a caption."""
         sign = "more" if self.share > self.normal_share else "less"
         return (
-            f"composition: {sign} of code {self.code} than normal (level {self.level}, {self.share:.1%} of the image "
-            f"instead of {self.normal_share:.1%})"
+            f"composition: {sign} of code {self.code} than normal (level {self.level}, {self.codebook_size} codes, "
+            f"{self.share:.1%} of the image instead of {self.normal_share:.1%})"
         ).replace("%", " %")

@@ -37,7 +37,7 @@ class CompositionOutput(NamedTuple):
 
 
 class CompositionBranch(nn.Module):
-    """Bag of soft codes per level and codebook, and its Mahalanobis distance from normal images.
+    """Bags of soft codes of several sizes on several levels, and their Mahalanobis distance from normal images.
 
     The composition vector holds the square roots of the codes' shares of the patches, which makes the variance of a
     count independent of its size. The distance is the root mean square of the Mahalanobis distances of all codebooks.
@@ -52,7 +52,7 @@ class CompositionBranch(nn.Module):
         config: Settings.
 
     Example:
-        >>> branch = CompositionBranch([3], [2], CompositionConfig(levels=(3,), codebook_size=2, codebooks=1))
+        >>> branch = CompositionBranch([3], [2], CompositionConfig(levels=(3,), codebook_sizes=(2,), codebooks=1))
         >>> def scene(parts):  # that many of 64 patches show a part
         ...     return (torch.arange(64) < parts).float().view(1, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
         >>> for number in range(20):
@@ -70,9 +70,10 @@ class CompositionBranch(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.channels = tuple(channels)
-        size, books = config.codebook_size, config.codebooks
-        self.codes = nn.ModuleList(SoftCodes(count, size, books) for count in channels)
-        self.variations = nn.ModuleList(NormalVariation(books, size) for _ in channels)
+        books, pairs = config.codebooks, [(i, size) for i in range(len(channels)) for size in config.codebook_sizes]
+        self._inputs = [i for i, _ in pairs]  # which level each bag is made of
+        self.codes = nn.ModuleList(SoftCodes(channels[i], size, books) for i, size in pairs)
+        self.variations = nn.ModuleList(NormalVariation(books, size) for _, size in pairs)
         self._collector = FeatureCollector(self.channels)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
@@ -97,9 +98,8 @@ class CompositionBranch(nn.Module):
         maps = collector.assemble()
         distributed = dist.is_available() and dist.is_initialized()
         if not distributed or dist.get_rank() == 0:
-            for level, projection, codes, variation in zip(
-                maps, collector.projections, self.codes, self.variations, strict=True
-            ):
+            for index, codes, variation in zip(self._inputs, self.codes, self.variations, strict=True):
+                level, projection = maps[index], collector.projections[index]
                 assert isinstance(codes, SoftCodes)
                 assert isinstance(variation, NormalVariation)
                 codes.fit(level.permute(0, 2, 3, 1).flatten(0, 2), projection)
@@ -127,8 +127,8 @@ class CompositionBranch(nn.Module):
         """
         squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
         surplus = squared.view(-1, 1, 1, 1)
-        for level, codes, variation in zip(features, self.codes, self.variations, strict=True):
-            memberships = codes(level)
+        for index, codes, variation in zip(self._inputs, self.codes, self.variations, strict=True):
+            memberships = codes(features[index])
             vector = _vector(memberships)
             deviation, gradient = variation(vector)
             squared = squared + (deviation * gradient).sum(dim=2).mean(dim=1)
@@ -137,7 +137,7 @@ class CompositionBranch(nn.Module):
             patches = (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
             patches = patches - patches.mean(dim=(-2, -1), keepdim=True)
             surplus = surplus + F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
-        distance = (squared / len(self.levels)).clamp_min(0).sqrt()
+        distance = (squared / len(self._inputs)).clamp_min(0).sqrt()
         surplus = surplus.relu()
         peak = surplus.amax(dim=(-2, -1), keepdim=True)
         # An image whose patches are all alike has nothing to point at, and as a whole keeps its distance.
@@ -155,20 +155,25 @@ class CompositionBranch(nn.Module):
         Returns:
             One explanation per image.
         """
-        memberships: list[Tensor] = [codes(level) for level, codes in zip(features, self.codes, strict=True)]
+        bags = zip(self._inputs, self.codes, strict=True)
+        memberships: list[Tensor] = [codes(features[index]) for index, codes in bags]
         additions: list[Tensor] = []
-        for level, variation in zip(memberships, self.variations, strict=True):
-            deviation, gradient = variation(_vector(level))
-            additions.append(deviation * gradient)
+        for values, variation in zip(memberships, self.variations, strict=True):
+            deviation, gradient = variation(_vector(values))
+            additions.append(deviation * gradient)  # [B, R, K]
         found = []
-        for image, addition in enumerate(torch.stack(additions, dim=1)):  # [B, L, R, K]
-            row, book, code = (int(i) for i in torch.unravel_index(addition.argmax(), addition.shape))
-            membership = memberships[row][image, book, code]
-            variation = self.variations[row]
+        for image in range(len(features[0])):
+            bag = max(range(len(additions)), key=lambda i: float(additions[i][image].max()))
+            addition = additions[bag][image]
+            book, code = (int(i) for i in torch.unravel_index(addition.argmax(), addition.shape))
+            membership = memberships[bag][image, book, code]
+            variation = self.variations[bag]
             assert isinstance(variation, NormalVariation)
             normal = float(variation.mean[book, code].square()) - _RARE
             mask = F.interpolate(membership[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
-            found.append(Explanation(self.levels[row], book, code, float(membership.mean()), max(normal, 0.0), mask))
+            level, size_of_book = self.levels[self._inputs[bag]], len(variation.mean[book])
+            share = float(membership.mean())
+            found.append(Explanation(level, size_of_book, book, code, share, max(normal, 0.0), mask))
         return found
 
 

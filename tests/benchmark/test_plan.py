@@ -93,8 +93,8 @@ def test_plans_of_the_project(path: Path) -> None:
     assert len({cell.key for cell in cells}) == len(cells)
 
 
-def test_synthetic_plan_covers_four_categories_with_three_seeds_for_images_and_model_alike() -> None:
+def test_synthetic_plan_covers_five_categories_with_three_seeds_for_images_and_model_alike() -> None:
     cells = load_plan(PLANS[0].with_name("synthetic.yaml")).cells
-    assert len(cells) == 12
+    assert len(cells) == 15
     assert len({cell.root for cell in cells}) == 3
     assert all(cell.data_args["seed"] == cell.seed and str(cell.seed) in str(cell.root) for cell in cells)

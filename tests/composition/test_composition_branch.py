@@ -25,7 +25,7 @@ def _scene(bolts: int, washers: int, seed: int) -> tuple[torch.Tensor, torch.Ten
 
 @pytest.fixture(scope="module")
 def branch() -> CompositionBranch:
-    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=4, codebooks=2))
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
     for seed in range(30):
         branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
     branch.finish()
@@ -95,7 +95,7 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
     file = io.BytesIO()
     torch.save(branch.state_dict(), file)
     file.seek(0)
-    fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=4, codebooks=2))
+    fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
     fresh.load_state_dict(torch.load(file, weights_only=True))
     features, _ = _scene(5, 6, 1)
     for ours, theirs in zip(branch([features], (32, 32)), fresh([features], (32, 32)), strict=True):
@@ -111,7 +111,7 @@ def test_image_of_equal_patches_keeps_its_distance(branch: CompositionBranch) ->
 def test_order_and_batches_do_not_matter() -> None:
     images = torch.cat([_scene(4, 6, seed)[0] for seed in range(8)])
     keys = [f"{i}.png" for i in range(8)]
-    config = CompositionConfig(levels=(3,), codebook_size=3, codebooks=1)
+    config = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1)
     one, other = CompositionBranch([3], [3], config), CompositionBranch([3], [3], config)
     one.collect([images], keys)
     for index in (5, 1, 7, 0, 3, 2, 6, 4, 4):

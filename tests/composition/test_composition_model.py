@@ -14,7 +14,7 @@ from anomalib_npgmf.merging import CompositionMerger, MapMerger
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
-SETTINGS = {"codebook_size": 4, "codebooks": 2}
+SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2}
 
 
 def test_merged_score_is_the_larger_calibrated_score() -> None:
@@ -24,14 +24,14 @@ def test_merged_score_is_the_larger_calibrated_score() -> None:
     merger.composition.calibrate(torch.tensor([9.0, 10.0, 11.0]), torch.tensor([0.5, 1.0, 1.5]))
     flat = torch.ones(2, 1, 16, 16)
     composition = torch.zeros(2, 1, 16, 16)
-    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 = 6 deviations
+    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 - 1 = 5 deviations
     composition[1, 0, 3, 4] = 1.0
     maps = {"logical": 3 * flat, "structural": 3 * flat, "composition": composition}
     merged = merger(maps)  # branches: (12 - 10) / 1 = 2 deviations
-    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([6.0, 2.0]), atol=1e-4)
+    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([5.0, 2.0]), atol=1e-4)
     assert merged[0, 0].argmax() == 3 * 16 + 4
     alone = merger({"composition": composition})
-    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([6.0, 0.0]))
+    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([5.0, -1.0]))
     with pytest.raises(ValueError, match="nothing to merge"):
         merger({})
 
@@ -108,7 +108,7 @@ def _image(index: int) -> torch.Tensor:
 
 
 def _fit(indices: list[int]) -> CompositionBranch:
-    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_size=3, codebooks=1))
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1))
     for index in indices:
         branch.collect([_image(index)], [f"{index:03d}.png"])
     branch.finish()

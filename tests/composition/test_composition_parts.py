@@ -42,7 +42,7 @@ def test_codes_are_deterministic_and_differ_between_books() -> None:
 
 
 def test_codes_need_patches() -> None:
-    with pytest.raises(ValueError, match="lower codebook_size"):
+    with pytest.raises(ValueError, match="lower codebook_sizes"):
         SoftCodes(2, 8, 1).fit(torch.zeros(7, 2))
 
 
@@ -98,7 +98,9 @@ def test_variation_needs_two_images() -> None:
         NormalVariation(1, 2).fit(torch.ones(1, 1, 2))
 
 
-@pytest.mark.parametrize("wrong", [{"levels": ()}, {"levels": (3, 3)}, {"levels": (0,)}, {"codebooks": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"levels": ()}, {"levels": (3, 3)}, {"levels": (0,)}, {"codebooks": 0}, {"codebook_sizes": ()}]
+)
 def test_config_refuses(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         CompositionConfig(**wrong)  # type: ignore[arg-type]
