@@ -6,7 +6,8 @@ and the refinement evaluator on maps that it already holds in memory. Brute forc
 
 Wall time depends on what else the machine does; CPU time, of all threads together, much less.
 
-    python benchmarks/spro.py --output benchmarks/results/spro.json
+    python benchmarks/spro.py --output benchmarks/results/spro.json   # measure; --runs: only some, the others stay
+    python benchmarks/spro.py --table benchmarks/results/spro.json    # print as Markdown
 """
 
 from __future__ import annotations
@@ -261,7 +262,9 @@ def child(name: str, root: Path) -> None:
 
 def measure(name: str, root: Path) -> dict:
     command = [sys.executable, __file__, "--child", name, "--folder", str(root)]
+    load = os.getloadavg()[0]
     result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    result["load_average_at_start"] = round(load, 2)
     cost = f"{result['seconds']} s, CPU {result['cpu_seconds']} s, {result['peak_memory_mb']} MB"
     print(f"{name}: {cost}, {result['auc_spro']}", flush=True)
     return result
@@ -276,25 +279,63 @@ def write_tiffs(root: Path, size: tuple[int, int]) -> None:
         tifffile.imwrite(target, cv2.resize(np.load(path), size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
+WHAT = {
+    "SPRO": "`SPRO`, three metrics up to 0.05, maps of 256 x 256",
+    "SPRO_full_size_maps": "the same, maps of the images' size",
+    "refinement_at_0.05": "threshold refinement up to 0.05, maps in memory",
+    "evaluate_loco": "`evaluate_loco`, five limits, every defect type, from TIFF files",
+    "refinement": "threshold refinement, the same values, maps in memory",
+}
+
+
+def print_table(results: dict) -> None:
+    full, small = results["full"], results["small"]
+    print(f"| {full['images']} images of {full['size'][0]} x {full['size'][1]} | s | CPU s | peak memory, MB |")
+    print("|---|---:|---:|---:|")
+    for name, text in WHAT.items():
+        run = full[name]
+        print(f"| {text} | {run['seconds']:.1f} | {run['cpu_seconds']:.1f} | {run['peak_memory_mb']} |")
+    ratios = [
+        full[slow]["cpu_seconds"] / full[fast]["cpu_seconds"]
+        for slow, fast in (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))
+    ]
+    print(f"\nCPU time of refinement over ours: {ratios[0]:.1f} up to 0.05, {ratios[1]:.1f} for all values.")
+    brute, ours = small["brute_force"], small["evaluate_loco"]
+    gaps = [
+        abs(brute["auc_spro"][name][str(limit)] - value)
+        for name, values in ours["auc_spro"].items()
+        for limit, value in values.items()
+        if name in brute["auc_spro"]
+    ]
+    print(
+        f"Brute force on {small['images']} images of {small['size'][0]} x {small['size'][1]}: "
+        f"{brute['cpu_seconds']:.1f} CPU s against {ours['cpu_seconds']:.2f}, largest difference {max(gaps):.0e}."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--table", type=Path, help="print the results in this file as Markdown")
     parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.folder)
         return
+    if options.table:
+        print_table(json.loads(options.table.read_text()))
+        return
+    earlier = json.loads(options.output.read_text()) if options.output and options.output.is_file() else {}
     results: dict = {
         "command": "python benchmarks/spro.py --output benchmarks/results/spro.json",
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "cpu_count": os.cpu_count(),
-        "load_average_at_start": os.getloadavg()[0],
-        "full": {"images": 330, "size": [1280, 1600], "seed": 0},
-        "small": {"images": 9, "size": [32, 40], "seed": 0},
+        "full": earlier.get("full", {}) | {"images": 330, "size": [1280, 1600], "seed": 0},
+        "small": earlier.get("small", {}) | {"images": 9, "size": [32, 40], "seed": 0},
     }
     with tempfile.TemporaryDirectory() as folder:
         full, small = Path(folder, "full"), Path(folder, "small")

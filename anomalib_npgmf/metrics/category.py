@@ -192,15 +192,20 @@ def _count_negatives(
     constant: list[str] = []
 
     def count(chunk: tuple[list[int], list[AnnotatedImage]]) -> None:
-        kept = []
+        # One array to fill: arrays of all sizes, from several threads at once, would tear holes into the heap.
+        pooled: FloatArray = np.empty(sum(image.negatives for image in chunk[1]), dtype=np.float32)
+        end = 0
         for image in chunk[1]:
             scores = load_map(image.path)
             if scores.min() == scores.max():
                 constant.append(str(image.path))
+            if scores.dtype != pooled.dtype:
+                pooled = pooled.astype(np.result_type(scores, pooled))
             negatives = image.negatives_of(scores)
-            kept.append(negatives[negatives > cut] if cut > -np.inf else negatives)
-        pooled = np.concatenate(kept)
-        del kept
+            negatives = negatives[negatives > cut] if cut > -np.inf else negatives
+            pooled[end : end + len(negatives)] = negatives
+            end += len(negatives)
+        pooled = pooled[:end]
         pooled.sort()
         for index in chunk[0]:
             subsets[index].count(pooled)

@@ -159,11 +159,12 @@ def _to_file(source: Tensor, maps: Tensor) -> Tensor:
         with tempfile.TemporaryFile() as file:
             file.truncate(maps.nbytes)
             mapped = mmap.mmap(file.fileno(), maps.nbytes)
-        mapped.write(maps.contiguous().view(torch.uint8).numpy().tobytes())
+        stored = torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape)
+        stored.copy_(maps)
         mapped.flush()
         _mapped.add(mapped)
         _leave_to_file()
-        _last_file = (ref(source), torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape))
+        _last_file = (ref(source), stored)
     return _last_file[1]
 
 
