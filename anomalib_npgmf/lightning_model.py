@@ -21,6 +21,7 @@ from anomalib_npgmf.ddp_strategy import adapt_strategy
 from anomalib_npgmf.deep_images import restore_deep_images
 from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.export.mixin import NpgmfExport
+from anomalib_npgmf.feature_cache import FeatureCache, open_cache
 from anomalib_npgmf.host_defaults import NpgmfDefaults
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
@@ -62,6 +63,9 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         structural: Fields of ``anomalib_npgmf.structural.config.StructuralConfig`` to override.
         composition: Whether the composition read-out, which sees how much there is of everything, joins the branches,
             or fields of ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
+        feature_cache: Folder in which the encoder's features of the training images are kept between epochs, in a file
+            of at most 16 GB that goes when training ends; left out, they are computed in every epoch. Without effect
+            where training images are augmented.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -97,6 +101,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         logical: dict[str, Any] | None = None,
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
+        feature_cache: str | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -128,6 +133,8 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         self._calibration_data: Any = None
         self._calibrated_at = -1
         self._calibrator = Calibrator(self.model, self._normalised)
+        self.feature_cache = feature_cache
+        self._cached_features: FeatureCache | None = None
 
     # ---------------------------------------------------------------- before training
 
@@ -153,6 +160,9 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
         """Give the data module its training images back."""
         if stage == "fit":
             self._restore_training_data()
+            if self._cached_features is not None:
+                self._cached_features.close()
+                self._cached_features = None
 
     def _restore_training_data(self) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -185,10 +195,12 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
 
     def on_train_start(self) -> None:
         """Fit what is not trained and start the codebooks at normal features, unless a checkpoint brought them."""
-        if self.trainer.ckpt_path is not None and self._is_complete():
-            return
         assert self.trainer.train_dataloader is not None
         dataset = self.trainer.train_dataloader.dataset
+        if self.model.logical is not None:
+            self._cached_features = open_cache(self.feature_cache, dataset)
+        if self.trainer.ckpt_path is not None and self._is_complete():
+            return
         if self.model.logical is not None:
             # The same images in every process.
             first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
@@ -221,7 +233,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
         """Losses of the logical branch (eq. 6)."""
         del batch_idx
-        losses: dict[str, Tensor] = self.model(batch.image)
+        losses = self._losses(batch)
         for name, value in losses.items():
             if not torch.isfinite(value):
                 self._restore_training_data()  # Lightning tears nothing down after an error
@@ -236,6 +248,19 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc] 
             shown = name == "loss"
             self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=size, sync_dist=True)
         return losses["loss"]
+
+    def _losses(self, batch: ImageBatch) -> dict[str, Tensor]:
+        if self._cached_features is None or self.model.logical is None:
+            losses: dict[str, Tensor] = self.model(batch.image)
+            return losses
+        assert batch.image is not None
+        assert batch.image_path is not None
+        features = self._cached_features.features(
+            [str(path) for path in batch.image_path],
+            batch.image,
+            lambda images: self.model.features(images, ["logical"]).logical,
+        )
+        return self.model.logical.losses(features, self.model.resize_logical(batch.image))
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> Any:
         """Predictions for metrics on the validation set; only made when something looks at them."""
