@@ -7,8 +7,8 @@
     python benchmarks/latency.py --backbones resnet18 --batches 1 --seconds 5      # a quick try
 
 Same backbone (random weights whose batch normalisation has seen the images), image size and bank. The models take
-turns, so that a disturbance hits all of them; every figure is the median over the turns after one turn of warm-up, every
-ratio the median of the turns' ratios. Images are smooth noise, and the bank holds patches of such images.
+turns, so that a disturbance hits all of them; every figure is the median over the turns after one turn of warm-up, and
+every ratio the median of the turns' ratios. Images are smooth noise, and the bank holds patches of such images.
 """
 
 from __future__ import annotations
