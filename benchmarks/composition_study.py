@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from anomalib_npgmf.metrics.ground_truth import read_defects, read_defects_confi
 from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
 
 SIZE = (256, 256)
-LEVELS = (2, 3, 4, 5)
+LEVELS = (3, 4)
 FOLDERS = {
     "train": "train/good",
     "calibration": "validation/good",
@@ -43,23 +44,31 @@ FOLDERS = {
     "structural": "test/structural_anomalies",
 }
 KINDS = ("logical", "structural")
-DEFAULT = {"levels": (3, 4), "size": 16, "books": 5, "codes": "soft", "root": True, "grid": 1, "model": "gaussian"}
+DEFAULT: dict[str, Any] = {
+    "levels": (3, 4),
+    "sizes": (8, 16, 32),
+    "books": 3,
+    "codes": "soft",
+    "root": True,
+    "grid": 1,
+    "weighted": True,
+    "model": "gaussian",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "random patches as codes": {"codes": "random"},
     "nearest code": {"codes": "nearest"},
-    "1 codebook": {"books": 1},
-    "8 codes": {"size": 8},
-    "32 codes": {"size": 32},
+    "1 codebook per size": {"books": 1},
+    "8 codes only": {"sizes": (8,)},
+    "16 codes only": {"sizes": (16,)},
+    "32 codes only": {"sizes": (32,)},
     "level 3": {"levels": (3,)},
     "level 4": {"levels": (4,)},
-    "levels 2, 3, 4": {"levels": (2, 3, 4)},
-    "levels 3, 4, 5": {"levels": (3, 4, 5)},
+    "levels weighted alike": {"weighted": False},
     "no square root": {"root": False},
     "2 x 2 grid": {"grid": 2},
     "nearest neighbour": {"model": "neighbour"},
     "no covariance": {"model": "identity"},
-    "nearest code, 1 codebook, levels 3, 4, 5": {"codes": "nearest", "books": 1, "levels": (3, 4, 5)},
 }
 
 
@@ -93,8 +102,9 @@ class Cell:
             maps = self.features[level]
             patches = maps[self.rows["train"]].permute(0, 2, 3, 1).flatten(0, 2)
             codes = SoftCodes(maps.shape[1], size, books)
-            codes.fit(patches)
-            if kind == "random":
+            if kind != "random":
+                codes.fit(patches)
+            else:
                 for book in range(books):
                     order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(book))
                     centres = patches[order[:size]]
@@ -107,8 +117,9 @@ class Cell:
     def distances(self, levels: tuple[int, ...], **choice: Any) -> Tensor:
         """Composition distance of every image."""
         squared = torch.zeros(len(self.paths))
-        for level in levels:
-            codes = self.codes(level, choice["size"], choice["books"], choice["codes"])
+        for level, size in product(levels, choice["sizes"]):
+            weight = 2.0**-level if choice["weighted"] else 1.0
+            codes = self.codes(level, size, choice["books"], choice["codes"])
             shares = []
             for block in self.features[level].split(16):
                 memberships = codes(block)
@@ -124,11 +135,13 @@ class Cell:
                 variation = NormalVariation(*vectors.shape[1:])
                 variation.fit(normal)
                 deviation, gradient = variation(vectors)
-                squared += (deviation * gradient).sum(dim=2).mean(dim=1)
+                squared += weight * (deviation * gradient).sum(dim=2).mean(dim=1)
             elif choice["model"] == "identity":
-                squared += (vectors - normal.mean(dim=0)).square().sum(dim=2).mean(dim=1)
+                squared += weight * (vectors - normal.mean(dim=0)).square().sum(dim=2).mean(dim=1)
             else:
-                squared += torch.cdist(vectors.transpose(0, 1), normal.transpose(0, 1)).amin(dim=2).square().mean(dim=0)
+                squared += weight * torch.cdist(vectors.transpose(0, 1), normal.transpose(0, 1)).amin(
+                    dim=2
+                ).square().mean(dim=0)
         return squared.sqrt()
 
     def auroc(self, scores: Tensor) -> dict[str, float]:
@@ -173,17 +186,18 @@ class Cell:
         assert merged is not None
         assert merger.composition is not None
         merger.composition.calibrate(merged[normal].amax((1, 2, 3)), read_out[normal].amax((1, 2, 3)))
-        s = (merged - merger.composition.mean[0]) / merger.composition.std[0]
+        s = merger.composition.of_branches(merged)
         c = (read_out - merger.composition.mean[1]) / merger.composition.std[1]
         peak = c.amax((1, 2, 3), keepdim=True)
         paint = read_out / read_out.amax((1, 2, 3), keepdim=True)
         rules: dict[str, Callable[[], Tensor]] = {
             "memory bank alone": lambda: s,
             "composition alone": lambda: c,
-            "merged": lambda: merger({"structural": bank, "composition": read_out}),
+            "merged (maximum, composition less 1)": lambda: merger({"structural": bank, "composition": read_out}),
             "maximum": lambda: torch.maximum(s, c),
             "maximum, half the composition": lambda: torch.maximum(s, 0.5 * c),
-            "maximum, composition less 1": lambda: torch.maximum(s, c - 1),
+            "maximum, composition less 0.5": lambda: torch.maximum(s, c - 0.5),
+            "maximum, composition less 1.5": lambda: torch.maximum(s, c - 1.5),
             "sum": lambda: s + c,
             "sum, positive part": lambda: s + paint * peak.relu(),
         }
@@ -220,7 +234,7 @@ def main() -> None:
             name = f"{category}/{seed}"
             if name in results["cells"]:
                 continue
-            plan = DrawingPlan(category, SIZE, 60, 20, 20, 20, 20, seed)
+            plan = DrawingPlan(category, SIZE, 60, 20, 60, 60, 60, seed)
             cell = Cell(ensure_drawn(arguments.root / str(seed), plan), backbone)
             variants = {key: cell.auroc(cell.distances(**(DEFAULT | change))) for key, change in VARIANTS.items()}
             results["cells"][name] = {"variants": variants, "merging": cell.merging()}

@@ -40,7 +40,8 @@ class CompositionBranch(nn.Module):
     """Bags of soft codes of several sizes on several levels, and their Mahalanobis distance from normal images.
 
     The composition vector holds the square roots of the codes' shares of the patches, which makes the variance of a
-    count independent of its size. The distance is the root mean square of the Mahalanobis distances of all codebooks.
+    count independent of its size. The distance is the root mean square of the Mahalanobis distances of all codebooks,
+    each weighted as the side of its level's map: of more patches, a share is known more exactly.
 
     Every patch adds to the distance through the codes it belongs to: a patch of codes of which there is too much raises
     it, one of codes of which there is too little lowers it. The map shows the first order of that, relative to the mean
@@ -72,6 +73,8 @@ class CompositionBranch(nn.Module):
         self.channels = tuple(channels)
         books, pairs = config.codebooks, [(i, size) for i in range(len(channels)) for size in config.codebook_sizes]
         self._inputs = [i for i, _ in pairs]  # which level each bag is made of
+        total = sum(2.0 ** -self.levels[i] for i in self._inputs)
+        self._weights = [2.0 ** -self.levels[i] / total for i in self._inputs]
         self.codes = nn.ModuleList(SoftCodes(channels[i], size, books) for i, size in pairs)
         self.variations = nn.ModuleList(NormalVariation(books, size) for _, size in pairs)
         self._collector = FeatureCollector(self.channels)
@@ -127,17 +130,18 @@ class CompositionBranch(nn.Module):
         """
         squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
         surplus = squared.view(-1, 1, 1, 1)
-        for index, codes, variation in zip(self._inputs, self.codes, self.variations, strict=True):
+        bags = zip(self._inputs, self._weights, self.codes, self.variations, strict=True)
+        for index, weight, codes, variation in bags:
             memberships = codes(features[index])
             vector = _vector(memberships)
             deviation, gradient = variation(vector)
-            squared = squared + (deviation * gradient).sum(dim=2).mean(dim=1)
+            squared = squared + weight * (deviation * gradient).sum(dim=2).mean(dim=1)
             # Half the derivative of the squared distance by a patch's membership: d sqrt(s) / ds = 1 / (2 sqrt(s)).
             slope = (gradient / (2 * vector)).unsqueeze(-1).unsqueeze(-1)
-            patches = (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
+            patches = weight * (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
             patches = patches - patches.mean(dim=(-2, -1), keepdim=True)
             surplus = surplus + F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
-        distance = (squared / len(self._inputs)).clamp_min(0).sqrt()
+        distance = squared.clamp_min(0).sqrt()
         surplus = surplus.relu()
         peak = surplus.amax(dim=(-2, -1), keepdim=True)
         # An image whose patches are all alike has nothing to point at, and as a whole keeps its distance.
@@ -158,9 +162,9 @@ class CompositionBranch(nn.Module):
         bags = zip(self._inputs, self.codes, strict=True)
         memberships: list[Tensor] = [codes(features[index]) for index, codes in bags]
         additions: list[Tensor] = []
-        for values, variation in zip(memberships, self.variations, strict=True):
+        for values, weight, variation in zip(memberships, self._weights, self.variations, strict=True):
             deviation, gradient = variation(_vector(values))
-            additions.append(deviation * gradient)  # [B, R, K]
+            additions.append(weight * deviation * gradient)  # [B, R, K]
         found = []
         for image in range(len(features[0])):
             bag = max(range(len(additions)), key=lambda i: float(additions[i][image].max()))
