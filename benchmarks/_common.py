@@ -96,7 +96,9 @@ def save(name: str, rows: Sequence[dict[str, Any]], **extra: object) -> Path:
     """Write ``results/<name>.json`` with the command, the environment and the rows."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    # Where things lie on one machine means nothing on another.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    command = "python benchmarks/" + " ".join([Path(words[0]).name, *words[1:]])
     content = {"command": command, "environment": environment(), **extra, "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
