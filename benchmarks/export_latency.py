@@ -2,6 +2,7 @@
 
     python benchmarks/export_latency.py export --folder OUT
     python benchmarks/export_latency.py time --folder OUT
+    python benchmarks/export_latency.py report
 
 The same backbone (wide_resnet50_2, random weights: latency does not depend on them), image size and bank for all, as
 OpenVINO files of fixed size, one image at a time. The files take turns in one process, so that whatever else the
@@ -11,6 +12,7 @@ machine does meets all alike.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from statistics import median
 import numpy as np
 import openvino
 import torch
-from _common import fix_threads, print_table, save
+from _common import RESULTS, fix_threads, print_table, save
 from anomalib.models import Patchcore, ReverseDistillation
 
 from anomalib_npgmf import Npgmf
@@ -77,32 +79,51 @@ def time_files(args: argparse.Namespace) -> None:
             if repeat >= 2:  # the first two warm up
                 walls[name].append(time.perf_counter() - wall)
                 cpus[name].append(time.process_time() - cpu)
-    baseline = median(cpus["PatchCore"])
     rows = [
         {
             "model": name,
-            "ms": round(1000 * median(walls[name]), 1),
-            "cpu_ms": round(1000 * median(cpus[name]), 1),
-            "cpu / PatchCore": round(median(cpus[name]) / baseline, 2),
-            "MB": round(paths[name].with_suffix(".bin").stat().st_size / 1e6, 1),
+            "ms": 1000 * median(walls[name]),
+            "cpu_ms": 1000 * median(cpus[name]),
+            "MB": paths[name].with_suffix(".bin").stat().st_size / 1e6,
         }
         for name in MODELS
     ]
-    print_table(rows)
     print(save("export_latency", rows, size=args.size, bank=args.bank, inference_threads=args.threads))
+    report()
+
+
+def report() -> None:
+    """Print the table, with a line for the two others one after the other."""
+    rows = json.loads((RESULTS / "export_latency.json").read_text())["rows"]
+    others = [row for row in rows if row["model"] != "Npgmf fast"]
+    rows.append({"model": " + ".join(row["model"] for row in others)})
+    rows[-1] |= {key: sum(row[key] for row in others) for key in ("ms", "cpu_ms", "MB")}
+    baseline = next(row["cpu_ms"] for row in rows if row["model"] == "PatchCore")
+    lines = [
+        {"model": row["model"]}
+        | {key: str(round(row[key])) for key in ("ms", "cpu_ms", "MB")}
+        | {"CPU time / PatchCore": f"{row['cpu_ms'] / baseline:.2f}"}
+        for row in rows
+    ]
+    print_table(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("export", "time"))
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("part", choices=("export", "time", "report"))
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--bank", type=int, default=3584, help="1 % of the patches of 350 images")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args(arguments)
     fix_threads(args.threads)
-    {"export": export, "time": time_files}[args.part](args)
+    if args.part == "report":
+        report()
+    elif args.folder is None:
+        parser.error("--folder is missing")
+    else:
+        {"export": export, "time": time_files}[args.part](args)
 
 
 if __name__ == "__main__":
