@@ -108,7 +108,8 @@ class Codebook(nn.Module):
         # Eq. 2: ||sg(z) - q||^2 + beta ||z - sg(q)||^2, as means over the elements.
         loss = F.mse_loss(quantised, z.detach()) + self.commitment * F.mse_loss(z, quantised.detach())
         with torch.no_grad():
-            counts = torch.bincount(indices.flatten(), minlength=len(self.codes)).to(self.usage)
+            chosen = indices.flatten()  # not `bincount`: its shape depends on the data, where `torch.compile` stops
+            counts = torch.zeros_like(self.usage).index_add_(0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype))
             self.usage += sum_over_processes(counts)
         return z + (quantised - z).detach(), loss
 
