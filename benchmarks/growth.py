@@ -224,8 +224,8 @@ def docs(_: argparse.Namespace) -> None:
     found = json.loads((RESULTS / "growth_search.json").read_text())
     slopes = ", ".join(f"{key} {value:.2f}" for key, value in growth_exponents(built["rows"]).items())
     tables = {
-        "growth": f"{table(built['rows'])}\n\nExponents against the number of images: {slopes}; those of building among "
-        f"the builds that thin nothing.\n\n{source(built)}",
+        "growth": f"{table(built['rows'])}\n\nExponents against the number of images: {slopes}; those of building "
+        f"among the builds that thin nothing.\n\n{source(built)}",
         "search": f"{table(found['rows'])}\n\n{break_even(found['rows'])}\n\n{source(found)}",
     }
     for name, content in tables.items():
