@@ -1,7 +1,7 @@
 """Run the notebooks and keep their outputs: ``python notebooks/execute.py [NAME ...]``, all of them without a name.
 
-Outputs are cleaned, so that running them again elsewhere changes figures at most: no warnings, no folders of the machine,
-no times.
+Outputs are cleaned, so that running them again elsewhere changes figures at most: no warnings, no folders of the
+machine, no times.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, without a network, and shows nothing of the machine it ran on."""
+"""Every notebook runs from first cell to last, without a network, and shows nothing of the machine it ran on."""
 
 import importlib.util
 import re
