@@ -35,7 +35,7 @@ from anomalib_npgmf.visualizer import calibrated_maps, speaking_part
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"logical_anomalies": "logical anomaly", "structural_anomalies": "structural anomaly", "good": "good"}
-PANEL, DPI, WIDTH = 256, 100, 1200  # pixels
+PANEL, DPI, WIDTH, LEFT = 256, 100, 1200, 136  # pixels; LEFT for the names of the rows
 
 
 @dataclass
@@ -101,22 +101,22 @@ def draw(by_category: dict[str, list[Row]], path: Path) -> None:
     """Draw all rows into one picture."""
     names = list(next(iter(by_category.values()))[0].pictures)
     rows = [(category, row) for category, chosen in by_category.items() for row in chosen]
-    side = (WIDTH - 120) / len(names)  # pixels of one panel; the rest is for the names of the rows
+    side = (WIDTH - LEFT) / len(names)  # pixels of one panel
     figure = Figure(figsize=(WIDTH / DPI, (len(rows) * (side + 2) + 84) / DPI))
     grid = figure.subplots(len(rows), len(names), squeeze=False)
     height = figure.get_figheight() * DPI
-    figure.subplots_adjust(120 / WIDTH, 42 / height, 0.999, 1 - 42 / height, 0.02, 0.02)
+    figure.subplots_adjust(LEFT / WIDTH, 42 / height, 0.999, 1 - 42 / height, 0.02, 0.02)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, fontsize=10)
     for line, (category, row) in zip(grid, rows, strict=True):
-        for axes, (name, picture) in zip(line, row.pictures.items(), strict=True):
+        for axes, picture in zip(line, row.pictures.values(), strict=True):
             axes.imshow(picture, interpolation="lanczos")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if line is grid[0]:
-                axes.set_title(name, fontsize=10)
         text = f"{category.replace('_', ' ')}\n{KINDS[row.kind]}\nscore {row.score:.2f}"
         if row.score > 0.5:
             who = "composition" if row.speaker == "composition" else f"{row.speaker} branch"
-            text += f"\nfound by the\n{who}"
+            text += f"\n{'false alarm' if row.kind == 'good' else 'found'} by the\n{who}"
         elif row.kind != "good":
             text += "\nmissed"
         line[0].text(-0.06, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
