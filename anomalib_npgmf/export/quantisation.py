@@ -11,7 +11,19 @@ from anomalib_npgmf.calibration_split import restore_training_data, split_for_ca
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module that a node comes from
 # Modules whose results are differences of nearly equal numbers or go straight into the scores.
-FLOAT_MODULES = ("codebook", "composition", "structural", "merger", "pre_processor", "post_processor", "resize_")
+FLOAT_MODULES = {
+    "codebooks",
+    "composition",
+    "structural",
+    "merger",
+    "pre_processor",
+    "post_processor",
+    "resize_logical",
+    "resize_structural",
+}
+# What no inner module does: cosine distances, and the maxima of merged maps. Their quantised ranges, observed on normal
+# images, would cut off the scores of anomalous ones.
+_OUTERMOST = ([""], ["model"])
 
 
 def name_by_scope(path: Path) -> None:
@@ -40,12 +52,12 @@ def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str
         bank_shape: Patches and dimensions of the memory bank; ``None`` without one.
 
     Returns:
-        Friendly names: operations of `FLOAT_MODULES` and those that read the bank.
+        Friendly names: operations of `FLOAT_MODULES`, those of the outermost modules and those that read the bank.
     """
     names = []
     for operation in model.get_ops():
-        module = operation.get_friendly_name().rpartition("/")[0]
-        if any(part in module for part in FLOAT_MODULES) or _reads(operation, bank_shape):
+        modules = operation.get_friendly_name().rpartition("/")[0].split(".")
+        if modules in _OUTERMOST or FLOAT_MODULES.intersection(modules) or _reads(operation, bank_shape):
             names.append(operation.get_friendly_name())
     return names
 
@@ -78,7 +90,8 @@ def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
     """
     import nncf
 
-    return nncf.compress_weights(model, ignored_scope=_ignored(model, bank_shape))
+    # Depth-wise convolutions are sensitive and hold next to no weights.
+    return nncf.compress_weights(model, ignored_scope=_ignored(model, bank_shape, ("GroupConvolution",)))
 
 
 def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: AnomalibDataModule) -> Any:
@@ -110,6 +123,7 @@ def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: Anomali
     return nncf.quantize(
         model,
         nncf.Dataset(range(len(data)), image),
+        preset=nncf.QuantizationPreset.MIXED,  # features without rectifier are not symmetric
         subset_size=len(data),
         ignored_scope=_ignored(model, bank_shape, ("MatMul",)),
     )
