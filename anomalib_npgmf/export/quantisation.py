@@ -56,6 +56,8 @@ def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str
     """
     names = []
     for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":  # named after a tensor, not after the module that uses it
+            continue
         modules = operation.get_friendly_name().rpartition("/")[0].split(".")
         if modules in _OUTERMOST or FLOAT_MODULES.intersection(modules) or _reads(operation, bank_shape):
             names.append(operation.get_friendly_name())
