@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """What every benchmark script shares: fixed threads, medians after warm-up, peak memory, results file and table."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Draw the architecture of the README: ``python benchmarks/architecture.py`` writes docs/images/architecture.png."""
 
 from __future__ import annotations

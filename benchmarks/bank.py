@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Memory bank: streaming build, its covering radius, search against anomalib's PatchCore, reduced and half banks.
 
     python benchmarks/bank.py build        # 350 images x 4096 patches x 1536, the LOCO size of the paper

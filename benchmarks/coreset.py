@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Coreset selection against anomalib's ``KCenterGreedy``: time, peak memory and covering radius.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python benchmarks/coreset.py [--photos FOLDER]

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Growth of the memory bank: build time and memory against images, search time against bank size and index.
 
     python benchmarks/growth.py build     # 50 to 2,000 images of 256 patches, coreset ratio 1 %

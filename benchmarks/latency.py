@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Latency of the whole model (preset ``fast``) against anomalib's PatchCore and ReverseDistillation on a CPU.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python benchmarks/latency.py

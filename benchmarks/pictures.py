@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """The picture that opens the README: what a trained model says of drawn images.
 
     python benchmarks/pictures.py --weights mobilenetv2_100=FILE

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Rewrite the tables of docs/speed.md from the results files; a figure that was not measured stays empty.
 
 python benchmarks/speed.py

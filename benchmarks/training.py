@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """One epoch of the logical branch (preset ``fast``) against one of anomalib's ReverseDistillation on a CPU.
 
     python benchmarks/training.py

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Data modules for MVTec LOCO AD and for images that need no download."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Structural branch: memory bank of normal patches, its coreset and the nearest-neighbour map."""
 
 from anomalib_npgmf.structural.config import StructuralConfig

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Training patches on their way into the memory bank: kept within a memory budget, and merged between processes."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Greedy k-centre coreset of patch embeddings (section III-B), evaluated lazily.
 
 Gonzalez' greedy algorithm adds, step by step, the point that is farthest from all centres chosen so far. Taken

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Nearest-neighbour distances that are as fast as a matrix product and exact near zero."""
 
 from __future__ import annotations

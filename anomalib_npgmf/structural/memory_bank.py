@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Memory bank of normal patches and its nearest-neighbour search (eqs. 8 to 10)."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Structural branch: distance of every patch to the normal patches of a memory bank (section III-B, eqs. 8 to 10)."""
 
 from __future__ import annotations

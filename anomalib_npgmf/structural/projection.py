@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Sparse random projection that makes the coreset's distances cheap (Li, Hastie and Church, KDD 2006).
 
 The paper selects its coreset on randomly projected features after Johnson and Lindenstrauss (section III-B). The random

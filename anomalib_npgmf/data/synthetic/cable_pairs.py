@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Which goes with which: the two plugs of a cable have the same colour."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Local damage to parts that are drawn already: what makes a structural anomaly."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """The data module: draws a category once, then reads it like MVTec LOCO AD."""
 
 from __future__ import annotations

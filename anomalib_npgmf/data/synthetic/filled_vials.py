@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """How much: three vials hold the same amount of the same liquid."""
 
 from __future__ import annotations

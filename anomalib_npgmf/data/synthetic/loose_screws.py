@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """How many: three screws and four nuts lie anywhere in a tray."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Small parts that more than one category shows: screws, nuts, washers, springs, and the ground they lie on."""
 
 from __future__ import annotations

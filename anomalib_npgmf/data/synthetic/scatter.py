@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Places for loose parts that neither touch each other nor leave the ground."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """What a category of drawn images is: its rule, its defects, one picture at a time."""
 
 from __future__ import annotations

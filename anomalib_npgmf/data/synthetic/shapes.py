@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Signed distance functions (negative inside) and height profiles of simple bodies, in scene units."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Where: four kinds of parts, each in its own compartment."""
 
 from __future__ import annotations

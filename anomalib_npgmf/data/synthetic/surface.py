@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """A drawn scene before it is lit: colour, height and gloss of every point, and the light that turns them into a photo.
 
 Parts are stamped as signed distance functions, which gives anti-aliased edges at any pose without super-sampled

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """How many: four round tablets and three capsules lie anywhere in a dish."""
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-# Copyright (C) 2026 The anomalib-npgmf authors
-# SPDX-License-Identifier: Apache-2.0
-
 """Draw a category into a folder, in the layout of MVTec LOCO AD."""
 
 from __future__ import annotations
