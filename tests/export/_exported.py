@@ -41,14 +41,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "logical": SLIM | {"vq_levels": (3,)},
         "structural": {"coreset_ratio": 0.1},
     },
-    # With the composition read-out.
+    # With the composition read-out; its logical branch is that of the preset before.
     "plus": {
         "preset": "plus",
         "backbone": "resnet18",
         "backbone_weights": "random",
-        "text_prior": "learned",
-        "logical_image_size": 128,
-        "logical": SLIM | {"vq_levels": (3,), "loss_levels": (2, 3, 4)},
+        "branches": "structural",
+        "structural_image_size": 128,
         "structural": {"coreset_ratio": 0.1},
     },
     BANK_ALONE: {"preset": "small", "branches": "structural", "structural_image_size": 128},
