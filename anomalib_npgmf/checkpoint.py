@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
@@ -54,7 +54,14 @@ def unreadable(path: str | Path, error: Exception) -> ValueError:
     )
 
 
-class NpgmfCheckpoint(AnomalibModule):
+# anomalib takes every direct subclass of its module for a model, so only Npgmf itself may be one.
+if TYPE_CHECKING:
+    _Base = AnomalibModule
+else:
+    _Base = object
+
+
+class NpgmfCheckpoint(_Base):
     """Saving and loading.
 
     Attributes:

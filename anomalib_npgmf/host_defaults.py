@@ -1,6 +1,6 @@
 """What anomalib asks every model for: pre- and post-processing, metrics, pictures, trainer and optimiser."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib import LearningType
@@ -24,7 +24,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRADIENT_CLIP = 1.0
 
 
-class NpgmfDefaults(AnomalibModule):
+# anomalib takes every direct subclass of its module for a model, so only Npgmf itself may be one.
+if TYPE_CHECKING:
+    _Base = AnomalibModule
+else:
+    _Base = object
+
+
+class NpgmfDefaults(_Base):
     """Npgmf's answers, apart from the model itself.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from anomalib.data import AnomalibDataModule, Batch, Folder, ImageBatch
 from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
 
-class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults):  # type: ignore[misc]  # Lightning's own to_onnx differs
+class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds

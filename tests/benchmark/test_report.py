@@ -125,7 +125,7 @@ def test_missing_and_failed_cells(records: Path, tmp_path: Path) -> None:
     write(records, {"merged": loco_metrics(0.5, 0.5, 0.5)}, "vials", 0, "not_in_the_plan")
     text = report(records, "--plan", str(plan))
     assert text.startswith("# Made up\n")
-    assert "3 of 15 cells" in text
+    assert "3 of 12 cells" in text
     assert "- failed: `padim/default/vials/seed0`: RuntimeError: it broke\n" in text
     assert "`npgmf/default/screws/seed1`" in text
     extra = lines_of(text, "## Measured, but not in the plan")
