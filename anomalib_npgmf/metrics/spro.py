@@ -138,7 +138,7 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     digest = hashlib.blake2b(repr(limit).encode())
     for path, scores in maps.items():
         digest.update(f"{path} {tuple(scores.shape)} {scores.dtype}".encode())
-        digest.update(scores.contiguous().cpu().view(torch.uint8).numpy().data)
+        digest.update(scores.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
         _leave_to_file()
     if _last[0] != digest.digest():
 
