@@ -1,5 +1,6 @@
 """Grey images of 16 bits: anomalib's reader cuts every value above 255 to white."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,22 @@ def restore_deep_images(batch: Any) -> Any:
     if not paths or not isinstance(images, torch.Tensor) or images.ndim != 4:
         return batch
     for index, path in enumerate(paths):
-        if Path(path).suffix.lower() not in _SUFFIXES:
+        if not _is_deep(str(path)):
             continue
         with Image.open(path) as file:
-            if file.mode not in _MODES:
-                continue
             grey = torch.from_numpy(np.asarray(file).astype(np.float32) / _WHITE)
         deep = grey.clamp(0, 1).expand(1, 3, *grey.shape)
         images[index] = resize(deep, list(images.shape[-2:]), antialias=True)[0].to(images)
     return batch
+
+
+@lru_cache(maxsize=100_000)
+def _is_deep(path: str) -> bool:
+    """Whether the file is grey and deep; looked up once, not in every epoch."""
+    if Path(path).suffix.lower() not in _SUFFIXES:
+        return False
+    with Image.open(path) as file:
+        return file.mode in _MODES
 
 
 class DeepImages(Callback):
