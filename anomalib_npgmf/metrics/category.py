@@ -29,6 +29,7 @@ from anomalib_npgmf.metrics.functional import (
 from anomalib_npgmf.metrics.ground_truth import (
     read_defects_config,
 )
+from anomalib_npgmf.metrics.heap import trim
 from anomalib_npgmf.metrics.scores import FloatArray
 
 T = TypeVar("T")
@@ -121,7 +122,9 @@ def spro_curves(
     with ThreadPoolExecutor(workers) as pool:
 
         def look(path: Path) -> AnnotatedImage:
-            return annotate(path, load_map, config, sample=limit < 1)
+            annotated = annotate(path, load_map, config, sample=limit < 1)
+            trim()
+            return annotated
 
         annotated = list(show(pool.map(look, images), "ground truth", len(images)))
         _warn_of([name for image in annotated for name in image.undersized], UNDERSIZED)
@@ -209,6 +212,7 @@ def _count_negatives(
         pooled.sort()
         for index in chunk[0]:
             subsets[index].count(pooled)
+        trim()
 
     for _ in show(pool.map(count, chunks), "false positives", len(chunks)):
         pass

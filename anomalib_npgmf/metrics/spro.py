@@ -18,6 +18,7 @@ from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.functional import check_limit
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, image_size
+from anomalib_npgmf.metrics.heap import trim
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
 
 # Maps beyond this many bytes move to an unnamed temporary file; a whole category of 256 x 256 maps is 86 MB.
@@ -67,6 +68,7 @@ class _SPRO(LocoMetric):
         self._stored += maps.nbytes
         if self._stored > _IN_MEMORY and maps.device.type == "cpu":
             maps = _to_file(anomaly_map, maps)
+            trim()
         self.append(maps, image_path, maps.device)
 
     def compute(self) -> Tensor | None:
