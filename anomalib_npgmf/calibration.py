@@ -54,7 +54,7 @@ class Calibrator:
         if all(path in self._fixed for path in paths):
             rows = [self._fixed[path] for path in paths]
             known = {part: torch.stack([row[part] for row in rows]).to(image.device) for part in rows[0]}
-        maps = self._model.branch_maps(image, known).maps
+        maps = self._model.branch_maps(image, known, reconstruct=False).maps
         if not known:
             fixed = {part: values.cpu() for part, values in maps.items() if part != "logical"}
             self._fixed |= {path: {part: v[i] for part, v in fixed.items()} for i, path in enumerate(paths)}

@@ -89,7 +89,20 @@ _FAST = ModelConfig(
     backbone="wide_resnet50_2.tv_in1k",
     structural_backbone=None,
     structural_image_size=(256, 256),
-    logical=LogicalConfig(embedding_channels=512, prior_dim=256, code_dim=128, atrous_width=64, fusion_depth=1),
+    logical=LogicalConfig(
+        # What RD4AD rebuilds and PatchCore reads: the deepest level is half of the network's weights, and the decoder's
+        # cost lies in the finest. A narrow decoder costs little beside the encoder.
+        levels=(2, 3, 4),
+        vq_levels=(3, 4),
+        embedding_channels=256,
+        prior_dim=256,
+        code_dim=64,
+        atrous_width=32,
+        fusion_depth=1,
+        decoder_blocks=2,
+        decoder_channels=128,
+    ),
+    structural=StructuralConfig(reduce_to=256),
 )
 
 PRESETS: dict[str, ModelConfig] = {

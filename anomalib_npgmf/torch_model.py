@@ -23,7 +23,7 @@ class Features(NamedTuple):
     """Frozen features for each part of the model; empty for a part that is not in use.
 
     Attributes:
-        logical: All levels of the encoder, standardised, finest first.
+        logical: Levels of the encoder that the logical branch uses, standardised, finest first.
         structural: The memory bank's levels.
         composition: The composition read-out's levels.
     """
@@ -40,7 +40,7 @@ class BranchMaps(NamedTuple):
         maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
             ``"composition"`` [B, 1, H, W], whose maximum is the image's composition distance.
         reconstruction: What the logical branch takes for the normal version of the image, [B, 3, H, W], normalised like
-            the input; ``None`` without that branch.
+            the input; ``None`` without that branch, or where it was not asked for.
     """
 
     maps: dict[str, Tensor]
@@ -77,11 +77,14 @@ class NpgmfModel(nn.Module):
         self.structural_encoder: Backbone | None = None
         structural_name = config.structural_backbone or config.backbone
         if config.branches != "structural":
-            self.encoder = Backbone(config.backbone)
+            self.encoder = Backbone(config.backbone, self._encoder_levels())
+            used = config.logical.levels or self.encoder.levels
+            self._logical_inputs = [self.encoder.levels.index(level) for level in used]
+            rectified = self.encoder.rectified()
             self.logical = LogicalBranch(
-                self.encoder.levels,
-                self.encoder.channels,
-                self.encoder.rectified(),
+                used,
+                [self.encoder.channels[i] for i in self._logical_inputs],
+                [rectified[i] for i in self._logical_inputs],
                 config.logical_image_size,
                 config.text_prior,
                 text_dim,
@@ -118,6 +121,18 @@ class NpgmfModel(nn.Module):
             composition=config.composition is not None,
         )
 
+    def _encoder_levels(self) -> list[int] | None:
+        """Levels that somebody reads; ``None`` for all that the network has."""
+        config = self.config
+        if config.logical.levels is None:
+            return None
+        levels = set(config.logical.levels)
+        if config.shares_backbone:
+            levels.update(config.structural.levels)
+        if config.shares_backbone or config.branches == "logical":
+            levels.update(config.composition_levels)
+        return sorted(levels)
+
     def _resize_to(self, size: tuple[int, int]) -> nn.Module:
         return nn.Identity() if size == self.config.image_size else AntialiasedResize(size)
 
@@ -148,8 +163,11 @@ class NpgmfModel(nn.Module):
         source = raw
         if self.structural_encoder is not None and (bank or composition):
             source = self.structural_encoder(self.resize_structural(image))
+        levels: list[Tensor] = []
+        if self.logical is not None and "logical" in parts:
+            levels = self.logical.standardise([raw[i] for i in self._logical_inputs])
         return Features(
-            self.logical.standardise(raw) if self.logical is not None and "logical" in parts else [],
+            levels,
             [source[i] for i in self._structural_inputs] if bank else [],
             [source[i] for i in self._composition_inputs] if composition else [],
         )
@@ -163,14 +181,18 @@ class NpgmfModel(nn.Module):
         """
         if self.logical is not None and self.encoder is not None:
             parts = [self.encoder(self.resize_logical(part)) for part in images.split(8)]
-            self.logical.initialise([torch.cat(level) for level in zip(*parts, strict=True)])
+            levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+            self.logical.initialise([levels[i] for i in self._logical_inputs])
 
-    def branch_maps(self, image: Tensor, known: Mapping[str, Tensor] | None = None) -> BranchMaps:
+    def branch_maps(
+        self, image: Tensor, known: Mapping[str, Tensor] | None = None, *, reconstruct: bool = True
+    ) -> BranchMaps:
         """Raw anomaly maps of the parts (eqs. 7 and 10).
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
             known: Maps that need no new computation, by part.
+            reconstruct: Whether to rebuild the image, which no map needs.
 
         Returns:
             The maps and the reconstruction.
@@ -179,7 +201,7 @@ class NpgmfModel(nn.Module):
         features = self.features(image, [part for part in PARTS if part not in maps])
         reconstruction = None
         if self.logical is not None:
-            output = self.logical(features.logical)
+            output = self.logical(features.logical, reconstruct=reconstruct)
             maps["logical"] = self.logical.anomaly_map(features.logical, output)
             reconstruction = output.reconstruction
         if self.structural is not None and "structural" not in maps:
@@ -238,4 +260,4 @@ class NpgmfModel(nn.Module):
         if not torch.compiler.is_compiling() and not self.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
             raise RuntimeError(msg)
-        return self.merge(self.branch_maps(image).maps)
+        return self.merge(self.branch_maps(image, reconstruct=False).maps)

@@ -31,10 +31,7 @@ DIM = 512 + 1024  # channels of the second and third block
 
 def npgmf(size: int, bank: torch.Tensor) -> Npgmf:
     model = Npgmf(preset="fast", backbone_weights="random", text_prior="random", logical_image_size=size)
-    memory = model.model.structural.bank
-    memory.center = bank.mean(dim=0)
-    memory.embeddings = bank - memory.center
-    memory.norms = memory.embeddings.square().sum(dim=1)
+    model.model.structural.bank.fill(bank)
     model.model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     model.post_processor.calibrate(torch.tensor([1.0, 2.0]))
     return model

@@ -51,8 +51,8 @@ def layers_of(backbone: str, levels: Iterable[int]) -> list[str]:
     return [by_stride[2**level] for level in levels]
 
 
-def our_model(backbone: str, images: Tensor, size: int) -> NpgmfModel:
-    """Preset ``fast`` with a bank of ``size`` patches, calibrated."""
+def our_model(backbone: str, images: Tensor, size: int) -> tuple[NpgmfModel, Tensor]:
+    """Preset ``fast`` with a bank of ``size`` patches, calibrated; and the bank before it is reduced."""
     model = NpgmfModel(resolve("fast", {"backbone": backbone, "backbone_weights": "random"})).eval()
     assert model.encoder is not None
     assert model.structural is not None
@@ -63,20 +63,16 @@ def our_model(backbone: str, images: Tensor, size: int) -> NpgmfModel:
         msg = f"{len(images)} images have {len(patches)} patches, fewer than a bank of {size}."
         raise ValueError(msg)
     chosen = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:size]]
-    bank.center = chosen.mean(dim=0)
-    bank.embeddings = chosen - bank.center
-    bank.norms = bank.embeddings.square().sum(dim=1)
+    bank.fill(chosen)
     model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
-    return model
+    return model, chosen
 
 
-def rivals(backbone: str, model: NpgmfModel, images: Tensor) -> dict[str, nn.Module]:
+def rivals(backbone: str, bank: Tensor, images: Tensor) -> dict[str, nn.Module]:
     """Models of anomalib, as far as they allow the backbone."""
-    assert model.structural is not None
-    bank = model.structural.bank
     patchcore = PatchcoreModel(layers=layers_of(backbone, (3, 4)), backbone=backbone, pre_trained=False).eval()
     settle(patchcore.feature_extractor, images)
-    patchcore.memory_bank = bank.embeddings + bank.center
+    patchcore.memory_bank = bank
     found: dict[str, nn.Module] = {"PatchCore": patchcore}
     if "resnet" in backbone:
         found["ReverseDistillation"] = ReverseDistillationModel(
@@ -94,13 +90,13 @@ def calls(model: NpgmfModel, others: dict[str, nn.Module], images: Tensor) -> di
     """What is timed: every model as a whole, and our parts after the pass of the encoder."""
     assert model.logical is not None
     features = model.features(images)
-    maps = model.branch_maps(images).maps
+    maps = model.branch_maps(images, reconstruct=False).maps
     logical, structural = model.logical, model.structural
     return {
         **{name: lambda m=other: m(images) for name, other in others.items()},
         "NPGMF": lambda: model(images),
         "  encoder": lambda: model.features(images),
-        "  logical branch": lambda: logical.anomaly_map(features.logical, logical(features.logical)),
+        "  logical branch": lambda: logical.anomaly_map(features.logical, logical(features.logical, reconstruct=False)),
         "  structural branch": lambda: structural(features.structural),
         "  merging": lambda: model.merge(maps),
     }
@@ -139,8 +135,8 @@ def ratio(times: dict[str, list[tuple[float, float]]], below: list[str], clock: 
 def compare(backbone: str, batch: int, bank: int, seconds: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of one backbone and batch size, and the ratios."""
     many = smooth_images(max(batch, -(-bank // (SIZE // 8) ** 2)), SIZE)
-    model = our_model(backbone, many, bank)
-    others = rivals(backbone, model, many[:4])
+    model, chosen = our_model(backbone, many, bank)
+    others = rivals(backbone, chosen, many[:4])
     todo = calls(model, others, many[:batch])
     times = take_turns(todo, seconds)
     sizes = {**{name: parameters(other) for name, other in others.items()}, "NPGMF": parameters(model)}

@@ -73,6 +73,24 @@ def test_shared_features_are_the_structural_levels() -> None:
     assert [f.shape[-1] for f in features.structural] == [16, 8]
 
 
+def test_encoder_computes_what_somebody_reads() -> None:
+    """One pass for all, each part with its own levels."""
+    logical = SLIM_LOGICAL | {"levels": (2, 4), "vq_levels": (4,), "loss_levels": None}
+    model = NpgmfModel(resolve("small", TINY, logical, {"coreset_ratio": 0.5}, {"levels": (3,)})).eval()
+    assert model.encoder is not None
+    assert model.encoder.levels == (2, 3, 4)
+    image = torch.randn(1, 3, 128, 128)
+    features = model.features(image)
+    assert [f.shape[-1] for f in features.logical] == [32, 8]
+    assert [f.shape[-1] for f in features.structural] == [16, 8]
+    assert [f.shape[-1] for f in features.composition] == [16]
+    every = make()
+    assert every.encoder is not None
+    every.encoder.load_state_dict(model.encoder.state_dict(), strict=False)
+    for own, same in zip(features.structural, every.features(image).structural, strict=True):
+        torch.testing.assert_close(own, same)
+
+
 @pytest.mark.parametrize(
     ("logical", "structural"), [((128, 128), (256, 256)), ((256, 256), (128, 128)), ((128, 256), (64, 128))]
 )

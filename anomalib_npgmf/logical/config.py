@@ -18,9 +18,11 @@ class LogicalConfig:
     The defaults are the paper's values where it states them, else the choices explained beside each field.
 
     Args:
+        levels: Levels of the encoder that are used; ``None`` means every level of the backbone. The one-class embedding
+            reads the deepest, the decoder ends at the finest.
         vq_levels: Levels with a codebook. The paper does not name them; the middle ones carry parts rather than
             texture or the whole scene. Empty: no codebooks.
-        loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level of the backbone.
+        loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level in use.
         standardise: Whether the channels of the encoder's features are brought to mean 0 and deviation 1 over training
             images first. The paper does not; without it the offsets of a network whose features are not rectified
             (MobileNet, EfficientNet) dominate the cosine of eq. 3.
@@ -42,6 +44,8 @@ class LogicalConfig:
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
         decoder_blocks: Bottlenecks per decoding block.
+        decoder_channels: Most channels that the embedding and the decoder use at any level; the features of a wider
+            level are a linear image of that many. ``None``: as many as the encoder, as in RD4AD.
         norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
         cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
         feature_loss_weight: Weight of eq. 4 in eq. 6.
@@ -61,6 +65,7 @@ class LogicalConfig:
         ValueError: fusion must be one of ('proj', 'concat'), not 'sum'.
     """
 
+    levels: tuple[int, ...] | None = None
     vq_levels: tuple[int, ...] = (2, 3, 4)
     loss_levels: tuple[int, ...] | None = None
     standardise: bool = False
@@ -79,6 +84,7 @@ class LogicalConfig:
     head_dim: int = 32
     modulator: bool = True
     decoder_blocks: int = 3
+    decoder_channels: int | None = None
     norm: Literal["gn", "bn"] = "gn"
     cosine: Literal["local", "flat"] = "local"
     feature_loss_weight: float = 1.0
@@ -89,14 +95,18 @@ class LogicalConfig:
     def __post_init__(self) -> None:
         """Check the ranges and turn lists (as YAML gives them) into tuples."""
         object.__setattr__(self, "vq_levels", tuple(sorted(self.vq_levels)))
-        if self.loss_levels is not None:
-            object.__setattr__(self, "loss_levels", tuple(sorted(self.loss_levels)))
+        for name in ("levels", "loss_levels"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 raise ValueError(msg)
         if not 0 <= self.edited_codes <= 1:
             msg = f"edited_codes must be in [0, 1], not {self.edited_codes}."
+            raise ValueError(msg)
+        if self.decoder_channels is not None and self.decoder_channels < 1:
+            msg = f"decoder_channels must be at least 1 or None, not {self.decoder_channels}."
             raise ValueError(msg)
         for name in (
             "prior_dim",

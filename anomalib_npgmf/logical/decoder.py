@@ -9,6 +9,20 @@ from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.fusion import Fusion
 
 
+def decoder_widths(channels: Sequence[int], limit: int | None) -> list[int]:
+    """Channels that the decoder uses at each level.
+
+    Args:
+        channels: Channels of each level of the encoder.
+        limit: Most channels; ``None`` for no limit.
+
+    Example:
+        >>> decoder_widths([64, 256, 1024], 256)
+        [64, 256, 256]
+    """
+    return [min(count, limit or count) for count in channels]
+
+
 def decoding_block(
     in_channels: int, out_channels: int, doublings: int, config: LogicalConfig, *, rectify: bool
 ) -> nn.Sequential:
@@ -16,11 +30,11 @@ def decoding_block(
 
     Args:
         in_channels: Channels of the fused feature.
-        out_channels: Channels of the encoder level that is rebuilt.
+        out_channels: Channels of the result.
         doublings: How often the resolution doubles.
         config: Norm and number of bottlenecks.
-        rectify: Whether the encoder level is never negative; then the last bottleneck ends in a rectifier, otherwise in
-            a linear map, for a rectified feature can not match a signed one.
+        rectify: Whether the last bottleneck ends in a rectifier. Where the result is compared with features that may be
+            negative it must not: a rectified feature can not match a signed one.
     """
     count = max(config.decoder_blocks, doublings)
     blocks: list[nn.Module] = [
@@ -40,7 +54,8 @@ class Decoder(nn.Module):
     """Fusion and decoding blocks from the one-class embedding up to the finest level, then an image head.
 
     ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest
-    level.
+    level. Where ``config.decoder_channels`` keeps a level narrower than the encoder's, the recursion goes on with the
+    narrow feature, and f_D^k is its image under a 1x1 convolution.
 
     Args:
         levels: Levels of the encoder, ascending.
@@ -67,14 +82,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         top = self.levels[-1]
+        widths = decoder_widths(channels, config.decoder_channels)
         # Two stride-2 steps of the embedding lie between its map and the deepest level.
         inputs = [(embedding_channels, top + 2, top, 0)]
         for position in range(len(self.levels) - 1, 0, -1):
             level = self.levels[position]
             code_dim = config.code_dim if level in vq_levels else 0
-            inputs.append((channels[position], level, self.levels[position - 1], code_dim))
+            inputs.append((widths[position], level, self.levels[position - 1], code_dim))
         self.fusions = nn.ModuleList()
         self.stages = nn.ModuleList()
+        self.outputs = nn.ModuleList()
         for in_channels, level, target, code_dim in inputs:
             fusion = Fusion(
                 in_channels,
@@ -89,37 +106,48 @@ class Decoder(nn.Module):
             )
             self.fusions.append(fusion)
             position = self.levels.index(target)
+            width, count = widths[position], channels[position]
+            narrow = width < count
             self.stages.append(
                 decoding_block(
-                    fusion.out_channels, channels[position], level - target, config, rectify=rectified[position]
+                    fusion.out_channels, width, level - target, config, rectify=narrow or rectified[position]
                 )
             )
+            output: nn.Module = nn.Identity()
+            if narrow:
+                widen = nn.Conv2d(width, count, 1)
+                output = nn.Sequential(widen, nn.ReLU(inplace=True)) if rectified[position] else widen
+            self.outputs.append(output)
         # Sub-pixel convolution: all convolutions run at the finest level, a fraction of the cost of the image's size.
-        width, scale = max(channels[0], 32), 2 ** self.levels[0]
+        width, scale = max(widths[0], 32), 2 ** self.levels[0]
         self.head = nn.Sequential(
-            nn.Conv2d(channels[0], width, 3, padding=1),
+            nn.Conv2d(widths[0], width, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, 3 * scale**2, 3, padding=1),
             nn.PixelShuffle(scale),
         )
 
     def forward(
-        self, embedding: Tensor, prior: Tensor | None, codes: Mapping[int, Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
+        self, embedding: Tensor, prior: Tensor | None, codes: Mapping[int, Tensor], finest: int | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Rebuild.
 
         Args:
             embedding: One-class embedding, [B, C_o, H/2^(top+2), W/2^(top+2)].
             prior: Global context, [1, d_T, s0, s0], or ``None``.
             codes: Quantised features by level, [B, d_q, H/2^k, W/2^k].
+            finest: Level to stop at; ``None`` goes on to the image.
 
         Returns:
-            f_D^k for every level, finest first, each of its encoder map's shape; and the rebuilt image [B, 3, H, W].
+            f_D^k for every level from there on, finest first, each of its encoder map's shape; and the rebuilt image
+            [B, 3, H, W], ``None`` where the decoder stopped before.
         """
         rebuilt: list[Tensor] = []
         x = embedding
-        for i, (fusion, stage) in enumerate(zip(self.fusions, self.stages, strict=True)):
+        for i, (fusion, stage, output) in enumerate(zip(self.fusions, self.stages, self.outputs, strict=True)):
             level_codes = codes.get(self.levels[-i]) if i else None
             x = stage(fusion(x, prior, level_codes))
-            rebuilt.insert(0, x)
+            rebuilt.insert(0, output(x))
+            if self.levels[-1 - i] == finest:
+                return rebuilt, None
         return rebuilt, self.head(x)

@@ -13,6 +13,7 @@ class OneClassEmbedding(nn.Sequential):
         in_channels: Channels of the deepest feature map.
         out_channels: Channels of the embedding.
         norm: See `make_norm`.
+        middle_channels: Channels between the two convolutions; ``None`` for those of the input.
 
     Example:
         >>> import torch
@@ -20,12 +21,13 @@ class OneClassEmbedding(nn.Sequential):
         torch.Size([1, 32, 2, 2])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, middle_channels: int | None = None) -> None:
+        middle = middle_channels or in_channels
         super().__init__(
-            HalvingConv2d(in_channels, in_channels, bias=False),
-            make_norm(norm, in_channels),
+            HalvingConv2d(in_channels, middle, bias=False),
+            make_norm(norm, middle),
             nn.ReLU(inplace=True),
-            HalvingConv2d(in_channels, out_channels),
+            HalvingConv2d(middle, out_channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:

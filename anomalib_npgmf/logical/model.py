@@ -10,7 +10,7 @@ from anomalib_npgmf.distributed import take_from_first
 from anomalib_npgmf.logical.code_edits import edit_codes
 from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
 from anomalib_npgmf.logical.config import LogicalConfig
-from anomalib_npgmf.logical.decoder import Decoder
+from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
 from anomalib_npgmf.logical.embedding import OneClassEmbedding
 from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
 from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
@@ -20,13 +20,13 @@ class LogicalOutput(NamedTuple):
     """What one pass of the branch yields.
 
     Attributes:
-        decoded: f_D^k, finest level first.
-        reconstruction: Rebuilt image, [B, 3, H, W].
+        decoded: f_D^k, finest level first; without reconstruction from the finest level of eq. 7 on.
+        reconstruction: Rebuilt image, [B, 3, H, W]; ``None`` where it was not asked for.
         codebook_loss: Eq. 2 summed over levels; zero in evaluation mode.
     """
 
     decoded: list[Tensor]
-    reconstruction: Tensor
+    reconstruction: Tensor | None
     codebook_loss: Tensor
 
 
@@ -88,7 +88,8 @@ class LogicalBranch(nn.Module):
         scored = config.loss_levels or self.levels
         self._scored = [i for i, level in enumerate(self.levels) if level in scored]
         width = config.embedding_channels or channels[-1]
-        self.embedding = OneClassEmbedding(channels[-1], width, config.norm)
+        middle = decoder_widths(channels, config.decoder_channels)[-1]
+        self.embedding = OneClassEmbedding(channels[-1], width, config.norm, middle)
         self.text_prior = (
             TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
         )
@@ -146,11 +147,12 @@ class LogicalBranch(nn.Module):
         assert isinstance(book, Codebook)
         return book
 
-    def forward(self, features: Sequence[Tensor]) -> LogicalOutput:
+    def forward(self, features: Sequence[Tensor], *, reconstruct: bool = True) -> LogicalOutput:
         """Rebuild the features.
 
         Args:
             features: f_E^k, [B, C_k, H/2^k, W/2^k], finest first.
+            reconstruct: Whether to rebuild the image too, and the levels that only it needs.
 
         Returns:
             Rebuilt features and image, and the codebook loss.
@@ -168,7 +170,8 @@ class LogicalBranch(nn.Module):
         if self.training and self.config.edited_codes:
             codes = edit_codes(codes, self.config.edited_codes)
         prior = self.text_prior() if self.text_prior is not None else None
-        decoded, image = self.decoder(self.embedding(features[-1]), prior, codes)
+        finest = None if reconstruct else self.levels[self._scored[0]]
+        decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)
         return LogicalOutput(decoded, image, loss)
 
     def losses(self, features: Sequence[Tensor], image: Tensor) -> dict[str, Tensor]:
@@ -182,6 +185,7 @@ class LogicalBranch(nn.Module):
             ``loss`` and its parts.
         """
         out = self(features)
+        assert out.reconstruction is not None
         out_of = [out.decoded[i] for i in self._scored]
         into = [features[i] for i in self._scored]
         result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
@@ -189,8 +193,9 @@ class LogicalBranch(nn.Module):
 
     def anomaly_map(self, features: Sequence[Tensor], output: LogicalOutput) -> Tensor:
         """S_log of eq. 7, [B, 1, H, W]."""
-        encoder = [features[i] for i in self._scored]
-        return logical_map(encoder, [output.decoded[i] for i in self._scored], self.image_size)
+        left_out = len(self.levels) - len(output.decoded)
+        decoder = [output.decoded[i - left_out] for i in self._scored]
+        return logical_map([features[i] for i in self._scored], decoder, self.image_size)
 
     @torch.no_grad()
     def initialise(self, features: Sequence[Tensor]) -> None:

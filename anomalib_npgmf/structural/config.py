@@ -18,8 +18,8 @@ class StructuralConfig:
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         bank_dtype: Precision of the stored patches. ``"float16"`` halves the bank and the memory of building it.
-        reduce_to: Dimension to which the bank and every query are reduced by principal components, or ``None`` to
-            search in all dimensions.
+        reduce_to: Number of principal components to which the bank and every query are reduced, with one more
+            dimension for the rest; ``None``, or a number not below a patch's dimension, searches in all dimensions.
 
     Raises:
         ValueError: If a value is out of range.

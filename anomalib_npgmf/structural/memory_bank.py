@@ -29,16 +29,18 @@ class MemoryBank(nn.Module):
         coreset_ratio: Part of all patches to keep, in (0, 1].
         coreset_method: ``"fast"`` or ``"exact"``, see :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
-        reduce_to: Dimension to which bank and queries are reduced by principal components; ``None`` keeps all.
+        reduce_to: Number of principal components of the bank to which bank and queries are reduced, with one more
+            dimension for the length of what is left over; ``None``, or a number not below d, keeps all.
         seed: Seed of the coreset selection.
         collect_bytes: Memory for collected patches, above which every image is thinned to its own coreset first.
         search_bytes: Memory for the scores of one chunk of queries against the bank.
 
     Attributes:
-        embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to``; ``[0, 0]`` before it is built.
+        embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to + 1``; ``[0, 0]`` before it is
+            built.
         norms: Squared norms of its rows ``[M]``, float32.
         center: Mean of the bank ``[d]``, float32.
-        basis: Principal components ``[d, r]``, float32; ``[0, 0]`` without reduction.
+        basis: Principal components ``[d, reduce_to]``, float32; ``[0, 0]`` without reduction.
 
     Example:
         >>> bank = MemoryBank(coreset_ratio=0.5)
@@ -104,7 +106,7 @@ class MemoryBank(nn.Module):
             progress: Show a progress bar.
 
         Raises:
-            ValueError: If nothing was collected, the bank would be empty, or ``reduce_to`` exceeds the dimension.
+            ValueError: If nothing was collected or the bank would be empty.
         """
         collector, self.collector = self.collector, self._new_collector()
         if not collector.counts:
@@ -135,7 +137,7 @@ class MemoryBank(nn.Module):
             raise RuntimeError(msg)
         queries = queries.to(torch.float32) - self.center
         if self.basis.numel() > 0:
-            queries = queries @ self.basis
+            queries = reduce(queries, self.basis)
         # Converted once for all chunks: a CPU multiplies in float32 only.
         bank = self.embeddings.to(torch.float32) if queries.device.type == "cpu" else self.embeddings
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
@@ -172,12 +174,19 @@ class MemoryBank(nn.Module):
         # Never concatenated: one contiguous copy would double the memory of the build.
         blocks = collector.ordered()
         rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
-        bank = _take(blocks, rows)
-        self.center = bank.mean(dim=0)
-        bank -= self.center
-        if self.reduce_to is not None:
+        self.fill(_take(blocks, rows))
+
+    def fill(self, patches: Tensor) -> None:
+        """Make the bank of these patches, with no selection.
+
+        Args:
+            patches: All of the new bank ``[M, d]``, float32, in the order in which `shrink` keeps them.
+        """
+        self.center = patches.mean(dim=0)
+        bank = patches - self.center
+        if self.reduce_to is not None and self.reduce_to < patches.shape[1]:
             self.basis = principal_components(bank, self.reduce_to)
-            bank = bank @ self.basis
+            bank = reduce(bank, self.basis)
         self.embeddings = bank.to(self.dtype)
         self.norms = self.embeddings.float().square().sum(dim=1)
 
@@ -221,15 +230,31 @@ def principal_components(points: Tensor, dim: int) -> Tensor:
     Returns:
         Directions ``[d, dim]``, the strongest first.
 
-    Raises:
-        ValueError: If ``dim`` exceeds d.
-
     Example:
         >>> principal_components(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 1).abs()
         tensor([[1.],
                 [0.]])
     """
-    if dim > points.shape[1]:
-        msg = f"reduce_to={dim} exceeds the {points.shape[1]} dimensions of a patch; choose a smaller one or None."
-        raise ValueError(msg)
     return torch.linalg.eigh(points.T @ points).eigenvectors[:, -dim:].flip(1).contiguous()
+
+
+def reduce(points: Tensor, basis: Tensor) -> Tensor:
+    """Coordinates along a basis, and the distance from its span.
+
+    Distances between reduced points are never above those between the points. Without the last coordinate whatever
+    sets a patch apart from all that is normal would count for nothing, as it lies outside the span of normal patches.
+
+    Args:
+        points: ``[n, d]``.
+        basis: Orthonormal columns ``[d, r]``.
+
+    Returns:
+        ``[n, r + 1]``.
+
+    Example:
+        >>> reduce(torch.tensor([[3.0, 4.0, 0.0]]), torch.tensor([[1.0], [0.0], [0.0]]))
+        tensor([[3., 4.]])
+    """
+    along = points @ basis
+    # Not from a difference of squares, whose root would be noise for a point in the span.
+    return torch.cat([along, (points - along @ basis.T).square().sum(dim=1, keepdim=True).sqrt()], dim=1)

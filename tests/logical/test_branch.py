@@ -47,7 +47,10 @@ def test_decoder_rebuilds_every_level_in_shape(name: str, size: tuple[int, int])
     assert scores.max() <= 2 * len(backbone.levels) + 1e-5
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "concat"}, {"norm": "bn"}, {"prior_grid": 2}, {"cosine": "flat"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"decoder_channels": 8}, {"fusion": "concat"}, {"norm": "bn"}, {"prior_grid": 2}, {"cosine": "flat"}],
+)
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     branch = make_branch(**changes).train()
     features = make_features(batch=4)  # batch normalisation needs several values at the 1 x 1 context
@@ -95,6 +98,27 @@ def test_rectified_levels_are_rebuilt_rectified_and_signed_ones_signed() -> None
     assert decoded[0].min() >= 0
     assert decoded[1].min() < 0
     assert decoded[2].min() >= 0
+
+
+def test_narrow_decoder_rebuilds_the_encoders_channels() -> None:
+    branch, wide = make_branch(decoder_channels=9).eval(), make_branch()
+    decoded = branch(make_features()).decoded
+    assert [f.shape[1] for f in decoded] == list(CHANNELS)
+    assert [stage[-1].body[-2].out_channels for stage in branch.decoder.stages] == [9, 9, 8]  # coarse to fine
+    assert decoded[1].min() < 0, "a signed level stays signed"
+    assert decoded[2].min() >= 0
+    assert sum(p.numel() for p in branch.parameters()) < sum(p.numel() for p in wide.parameters())
+
+
+@pytest.mark.parametrize("scored", [None, (3, 4), (4,)])
+def test_map_needs_no_reconstruction(scored: tuple[int, ...] | None) -> None:
+    """Without it the decoder stops at the finest scored level, and nothing else changes."""
+    branch = make_branch(loss_levels=scored).eval()
+    features = make_features()
+    whole, short = branch(features), branch(features, reconstruct=False)
+    assert short.reconstruction is None
+    assert len(short.decoded) == len(scored or LEVELS)
+    assert torch.equal(branch.anomaly_map(features, whole), branch.anomaly_map(features, short))
 
 
 def test_each_prior_takes_part() -> None:
