@@ -22,7 +22,7 @@ from anomalib_npgmf.structural.projection import draw_projection
 
 _POOL = 512  # points per pool
 _RENEW_ROWS = 128  # points renewed at once; sorted by when they were last seen, so that few repeat a centre
-_ROWS = 2048  # points read at once where all are read
+_ROWS = 1024  # points read at once where all are read
 _CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplicates
 
 
