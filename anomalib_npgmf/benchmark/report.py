@@ -104,8 +104,20 @@ def _unfinished(results: Results) -> str:
     lines = [f"{len(results.records)} of {total} cells (model, variant, category, seed) are finished."]
     lines += [f"- failed: `{key}`: {error.splitlines()[0]}" for key, error in results.failed.items()]
     if results.missing:
-        lines.append(f"- missing: {', '.join(f'`{key}`' for key in results.missing)}")
+        lines.append(f"- missing: {', '.join(_shortened(results.missing))}")
     return "\n".join([lines[0], "", *lines[1:]]).strip()
+
+
+def _shortened(keys: Sequence[str]) -> list[str]:
+    """Names of cells, those of a model and variant with more than three of them as a number."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault("/".join(key.split("/")[:2]), []).append(key)
+    return [
+        text
+        for group, cells in groups.items()
+        for text in ([f"{len(cells)} cells of `{group}`"] if len(cells) > 3 else [f"`{key}`" for key in cells])
+    ]
 
 
 def _unplanned(groups: Sequence[Group]) -> str:
