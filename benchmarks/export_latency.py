@@ -21,7 +21,7 @@ from statistics import median
 import numpy as np
 import openvino
 import torch
-from _common import RESULTS, fix_threads, print_table, save
+from _common import RESULTS, fix_threads, print_table, save, smooth_images
 from anomalib.models import Patchcore, ReverseDistillation
 
 from anomalib_npgmf import Npgmf
@@ -58,7 +58,24 @@ def export(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     bank = torch.randn(args.bank, DIM).relu()
     for name, build in MODELS.items():
-        print(build(args.size, bank).eval().to_openvino(args.folder / name, input_size=(args.size, args.size)))
+        model = build(args.size, bank).eval()
+        # For one image each: with a dynamic batch anomalib's PatchCore exports for two.
+        kwargs = {"dynamic_axes": None, "dynamic_shapes": None}
+        path = model.to_openvino(args.folder / name, input_size=(args.size, args.size), onnx_kwargs=kwargs)
+        print(path, flush=True)
+        if isinstance(model, Npgmf):
+            check(model, path, args.size)
+
+
+@torch.no_grad()
+def check(model: Npgmf, path: Path, size: int) -> None:
+    """Print how far the file is from the model on a smooth image."""
+    image = smooth_images(1, size).sigmoid()
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found, expected = compiled(image.numpy()), model(image)
+    gap = np.abs(found["anomaly_map"] - expected.anomaly_map.numpy()).max()
+    score = abs(found["pred_score"].item() - expected.pred_score.item())
+    print(f"file against model: map within {gap:.1e}, score within {score:.1e} of {expected.pred_score.item():.3f}")
 
 
 def time_files(args: argparse.Namespace) -> None:
