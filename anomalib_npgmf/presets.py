@@ -102,7 +102,6 @@ _FAST = ModelConfig(
         decoder_blocks=2,
         decoder_channels=128,
     ),
-    structural=StructuralConfig(reduce_to=256),
 )
 
 PRESETS: dict[str, ModelConfig] = {

@@ -88,8 +88,8 @@ class LogicalBranch(nn.Module):
         scored = config.loss_levels or self.levels
         self._scored = [i for i, level in enumerate(self.levels) if level in scored]
         width = config.embedding_channels or channels[-1]
-        middle = decoder_widths(channels, config.decoder_channels)[-1]
-        self.embedding = OneClassEmbedding(channels[-1], width, config.norm, middle)
+        widths = decoder_widths(channels, config.decoder_channels)
+        self.embedding = OneClassEmbedding(channels[-1], width, config.norm, widths[-1])
         self.text_prior = (
             TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
         )
@@ -98,9 +98,11 @@ class LogicalBranch(nn.Module):
         for level in self.vq_levels:
             # At stride 16 and above larger dilations would reach beyond the map and leave the centre tap alone.
             dilations = (6, 12, 18) if level < 4 else (2, 4, 6)
-            self.atrous[str(level)] = AtrousBlock(
-                channels[self.levels.index(level)], config.atrous_width, config.code_dim, dilations, config.norm
-            )
+            count, narrow = (of[self.levels.index(level)] for of in (channels, widths))
+            block: nn.Module = AtrousBlock(narrow, config.atrous_width, config.code_dim, dilations, config.norm)
+            if narrow < count:
+                block = nn.Sequential(nn.Conv2d(count, narrow, 1), block)
+            self.atrous[str(level)] = block
             self.codebooks[str(level)] = Codebook(config.codebook_size, config.code_dim, config.commitment_weight)
         for level, count in zip(self.levels, channels, strict=True):
             self.register_buffer(f"mean_{level}", torch.zeros(1, count, 1, 1))

@@ -12,8 +12,7 @@ from anomalib_npgmf.export.quantisation import compress_weights, float_operation
 
 
 def bank_shape(exported: Exported) -> tuple[int, int]:
-    every = 128 + 256  # channels of resnet18's third and fourth level
-    return describe(exported.onnx)["bank_size"], every if exported.kind == "small" else 256 + 1  # principal components
+    return describe(exported.onnx)["bank_size"], 128 + 256  # channels of resnet18's third and fourth level
 
 
 def scores(model: Any, exported: Exported) -> np.ndarray:
