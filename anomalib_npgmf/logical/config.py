@@ -44,9 +44,9 @@ class LogicalConfig:
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
         decoder_blocks: Bottlenecks per decoding block.
-        decoder_channels: Most channels that the embedding, the atrous blocks and the decoder use at any level: they read
-            a linear image of a wider level, and the decoder's features become one of its width. ``None``: as many as
-            the encoder, as in RD4AD.
+        decoder_channels: Most channels that the embedding, the atrous blocks and the decoder use at any level: they
+            read a linear image of a wider level, and the decoder's features become one of its width. ``None``: as many
+            as the encoder, as in RD4AD.
         norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
         cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
         feature_loss_weight: Weight of eq. 4 in eq. 6.
