@@ -13,6 +13,7 @@ from typing import Any
 from _common import RESULTS, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+NARROW_ON = "filled_vials"  # the category where the logical branch is what finds the anomalies
 Row = dict[str, Any]
 
 
@@ -134,12 +135,33 @@ def accuracy(result: Row) -> str:
     return f"{table(result['rows'])}\n\n{source(result)}" if result["rows"] else source(result)
 
 
+def narrow() -> str:
+    """What the logical branch of preset ``fast`` leaves of the accuracy, against that of preset ``small``."""
+    kinds = ("logical", "structural", "mean")
+    rows = []
+    for what, pattern, name in (
+        ("all five levels, full width", "synthetic/npgmf/default", "logical"),
+        ("three levels, at most 24 channels", "ablation/npgmf/narrow_levels", "merged"),
+    ):
+        records = [json.loads(path.read_text()) for path in sorted((RESULTS / pattern / NARROW_ON).glob("seed*.json"))]
+        metrics = [record["metrics"][name] for record in records if record["status"] == "finished"]
+        row: Row = {"logical branch": what, "seeds": len(metrics)}
+        for title, value in (("AUROC", lambda m: m["loco_auroc"]), ("sPRO@0.05", lambda m: m["spro"]["0.05"])):
+            for kind in kinds:
+                values = [100 * value(m)[kind] for m in metrics]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                row[f"{title} {kind}"] = f"{statistics.mean(values):.1f}{spread}" if values else ""
+        rows.append(row)
+    return table(rows)
+
+
 def main() -> None:
     """Fill the page."""
     text = PAGE.read_text()
     content = {
         "targets": table(targets()),
         "accuracy": accuracy(load("bank_accuracy")),
+        "narrow": narrow(),
         "latency": latency(load("latency")),
         "training": training(load("training")),
     }
