@@ -30,3 +30,8 @@ def pytest_configure() -> None:
     socket.socket.connect = _local_only(socket.socket.connect)  # type: ignore[method-assign]
     socket.socket.connect_ex = _local_only(socket.socket.connect_ex)  # type: ignore[method-assign]
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # the longest first: at the end one process would run a notebook and the others wait
+    items.sort(key=lambda item: "notebooks" not in item.path.parts)
