@@ -90,8 +90,8 @@ _FAST = ModelConfig(
     structural_backbone=None,
     structural_image_size=(256, 256),
     logical=LogicalConfig(
-        # What RD4AD rebuilds and PatchCore reads: the deepest level is half of the network's weights, and the decoder's
-        # cost lies in the finest. A narrow decoder costs little beside the encoder.
+        # What RD4AD rebuilds and PatchCore reads: the deepest level holds most of the network's weights, the finest has
+        # the largest maps. A narrow decoder costs little beside the encoder.
         levels=(2, 3, 4),
         vq_levels=(3, 4),
         embedding_channels=256,

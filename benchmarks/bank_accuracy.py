@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fast selection": {},
     "fast selection, float16 bank": {"bank_dtype": "float16"},
     "fast selection, reduced to 64 components": {"reduce_to": 64},
-    "fast selection, reduced to 21 components": {"reduce_to": 21},  # a sixth of all, as in preset fast
+    "fast selection, reduced to 21 components": {"reduce_to": 21},
 }
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
 

@@ -140,8 +140,8 @@ def narrow() -> str:
     kinds = ("logical", "structural", "mean")
     rows = []
     for what, pattern, name in (
-        ("all five levels, full width", "synthetic/npgmf/default", "logical"),
-        ("three levels, at most 24 channels", "ablation/npgmf/narrow_levels", "merged"),
+        ("full width, levels 3 to 5 scored", "synthetic/npgmf/default", "logical"),
+        ("at most 24 channels, levels 2 to 4 used and scored", "ablation/npgmf/narrow_levels", "merged"),
     ):
         records = [json.loads(path.read_text()) for path in sorted((RESULTS / pattern / NARROW_ON).glob("seed*.json"))]
         metrics = [record["metrics"][name] for record in records if record["status"] == "finished"]

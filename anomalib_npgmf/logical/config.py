@@ -46,7 +46,7 @@ class LogicalConfig:
         decoder_blocks: Bottlenecks per decoding block.
         decoder_channels: Most channels that the embedding, the atrous blocks and the decoder use at any level: they
             read a linear image of a wider level, and the decoder's features become one of its width. ``None``: as many
-            as the encoder, as in RD4AD.
+            as the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
         norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
         cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
         feature_loss_weight: Weight of eq. 4 in eq. 6.
@@ -99,6 +99,9 @@ class LogicalConfig:
         for name in ("levels", "loss_levels"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        if self.levels is not None and (not self.levels or len(set(self.levels)) < len(self.levels)):
+            msg = f"levels must be distinct levels of the backbone, or None for all of them, not {self.levels}."
+            raise ValueError(msg)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."

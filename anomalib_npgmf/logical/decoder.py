@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
     ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest
     level. Where ``config.decoder_channels`` keeps a level narrower than the encoder's, the recursion goes on with the
-    narrow feature, and f_D^k is its image under a 1x1 convolution.
+    narrow feature, and f_D^k is its image under a 1x1 convolution; a level that eq. 4 leaves out stays narrow.
 
     Args:
         levels: Levels of the encoder, ascending.
@@ -107,10 +107,10 @@ class Decoder(nn.Module):
             self.fusions.append(fusion)
             position = self.levels.index(target)
             width, count = widths[position], channels[position]
-            narrow = width < count
+            narrow = width < count and (config.loss_levels is None or target in config.loss_levels)
             self.stages.append(
                 decoding_block(
-                    fusion.out_channels, width, level - target, config, rectify=narrow or rectified[position]
+                    fusion.out_channels, width, level - target, config, rectify=width < count or rectified[position]
                 )
             )
             output: nn.Module = nn.Identity()
@@ -139,8 +139,8 @@ class Decoder(nn.Module):
             finest: Level to stop at; ``None`` goes on to the image.
 
         Returns:
-            f_D^k for every level from there on, finest first, each of its encoder map's shape; and the rebuilt image
-            [B, 3, H, W], ``None`` where the decoder stopped before.
+            f_D^k for every level from there on, finest first, each of its encoder map's shape if eq. 4 compares it; and
+            the rebuilt image [B, 3, H, W], ``None`` where the decoder stopped before.
         """
         rebuilt: list[Tensor] = []
         x = embedding

@@ -181,13 +181,20 @@ class MemoryBank(nn.Module):
 
         Args:
             patches: All of the new bank ``[M, d]``, float32, in the order in which `shrink` keeps them.
+
+        Raises:
+            ValueError: If a patch does not fit the bank's precision.
         """
         self.center = patches.mean(dim=0)
+        self.basis = patches.new_empty(0, 0)
         bank = patches - self.center
         if self.reduce_to is not None and self.reduce_to < patches.shape[1]:
             self.basis = principal_components(bank, self.reduce_to)
             bank = reduce(bank, self.basis)
         self.embeddings = bank.to(self.dtype)
+        if not bool(self.embeddings.isfinite().all()):
+            msg = f"The reduced patches exceed the range of {self.dtype}; store the bank in float32."
+            raise ValueError(msg)
         self.norms = self.embeddings.float().square().sum(dim=1)
 
     def _broadcast(self, device: torch.device) -> None:

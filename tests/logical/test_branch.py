@@ -49,7 +49,15 @@ def test_decoder_rebuilds_every_level_in_shape(name: str, size: tuple[int, int])
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"decoder_channels": 8}, {"fusion": "concat"}, {"norm": "bn"}, {"prior_grid": 2}, {"cosine": "flat"}],
+    [
+        {},
+        {"decoder_channels": 8},
+        {"decoder_channels": 8, "loss_levels": (3, 4)},
+        {"fusion": "concat"},
+        {"norm": "bn"},
+        {"prior_grid": 2},
+        {"cosine": "flat"},
+    ],
 )
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     branch = make_branch(**changes).train()
@@ -279,3 +287,9 @@ def test_codes_are_edited_in_training_alone() -> None:
             outputs[name, training] = branch.train(training)(features).decoded[0]
     assert torch.equal(outputs["plain", False], outputs["edited", False])
     assert not torch.equal(outputs["plain", True], outputs["edited", True])
+
+
+@pytest.mark.parametrize("levels", [(), (2, 4, 4)])
+def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="levels must be distinct levels of the backbone, or None"):
+        LogicalConfig(levels=levels)

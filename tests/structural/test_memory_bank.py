@@ -183,3 +183,19 @@ def test_errors_are_sentences() -> None:
 def test_half_precision_overflow_is_refused() -> None:
     with pytest.raises(ValueError, match="store the bank in float32"):
         MemoryBank(dtype=torch.float16).append(torch.full((1, 4, 3), 1e5))
+
+
+def test_reduced_patches_must_fit_half_precision() -> None:
+    """Each value fits, but the length along a component is that of the whole patch."""
+    patches = torch.full((8, 1600), 4000.0) * torch.tensor([1.0, -1.0]).repeat(4)[:, None]
+    with pytest.raises(ValueError, match=r"exceed the range of torch\.float16"):
+        MemoryBank(dtype=torch.float16, reduce_to=2).fill(patches)
+
+
+def test_a_filled_bank_forgets_an_earlier_basis() -> None:
+    bank = MemoryBank(reduce_to=2)
+    bank.fill(smooth_images(1).flatten(0, 1))
+    bank.reduce_to = None
+    points = smooth_images(1, seed=3).flatten(0, 1)
+    bank.fill(points)
+    torch.testing.assert_close(bank.search(points[:5]), torch.zeros(5), rtol=0, atol=1e-3)
