@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from _common import fix_threads, print_table, save
-from composition_study import KINDS, LEVELS, SIZE, Cell
+from _drawn import KINDS, SIZE, DrawnCategory, spread
 
 from anomalib_npgmf.backbone import Backbone
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
 
+LEVELS = (3, 4)
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact selection": {"coreset_method": "exact"},
     "fast selection": {},
@@ -32,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
 
 
-def scores(cell: Cell, change: dict[str, Any]) -> list[float]:
+def scores(cell: DrawnCategory, change: dict[str, Any]) -> list[float]:
     """AUROC and sPRO of the structural branch per type of anomaly, in per cent."""
     levels = [cell.features[level] for level in LEVELS]
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def main() -> None:
         per_category: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
         for category in arguments.categories:
             plan = DrawingPlan(category, SIZE, 60, 20, 20, 20, 20, seed)
-            cell = Cell(ensure_drawn(arguments.root / f"seed{seed}", plan), backbone)
+            cell = DrawnCategory(ensure_drawn(arguments.root / f"seed{seed}", plan), backbone)
             for name, change in VARIANTS.items():
                 per_category[name].append(scores(cell, change))
             print(f"seed {seed}, {category}", flush=True)
@@ -84,12 +85,6 @@ def main() -> None:
         results.append(row)
     print_table(results)
     save("bank_accuracy", results, per_seed=found, seeds=arguments.seeds, categories=arguments.categories)
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    """Mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.1f} ± {deviation:.1f}"
 
 
 if __name__ == "__main__":

@@ -17,11 +17,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from sklearn.metrics import roc_auc_score
+from _drawn import SIZE, DrawnCategory
 from torch import Tensor
 
 from anomalib_npgmf.backbone import Backbone
@@ -30,20 +28,9 @@ from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.variation import NormalVariation
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.merging import MapMerger, MapStatistics
-from anomalib_npgmf.metrics import auc_spro
-from anomalib_npgmf.metrics.ground_truth import read_defects, read_defects_config
 from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
 
-SIZE = (256, 256)
 LEVELS = (3, 4)
-FOLDERS = {
-    "train": "train/good",
-    "calibration": "validation/good",
-    "good": "test/good",
-    "logical": "test/logical_anomalies",
-    "structural": "test/structural_anomalies",
-}
-KINDS = ("logical", "structural")
 DEFAULT: dict[str, Any] = {
     "levels": (3, 4),
     "sizes": (8, 16, 32),
@@ -72,27 +59,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Cell:
-    """Features and ground truth of a category's images."""
+class Cell(DrawnCategory):
+    """A category, its code books and what they say of it."""
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
-        paths = {part: sorted((folder / name).glob("*.png")) for part, name in FOLDERS.items()}
-        self.paths = [path for group in paths.values() for path in group]
-        ends = np.cumsum([0, *map(len, paths.values())])
-        self.rows = {part: list(range(a, b)) for part, a, b in zip(paths, ends, ends[1:], strict=False)}
-        levels: list[list[Tensor]] = []
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        for start in range(0, len(self.paths), 8):
-            images = np.stack([np.asarray(Image.open(path)) for path in self.paths[start : start + 8]])
-            levels.append(backbone(((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)))
-        self.features = {level: torch.cat(maps) for level, maps in zip(LEVELS, zip(*levels, strict=True), strict=True)}
-        config = read_defects_config(folder)
-        self.masks, self.areas = [], []
-        for path in self.paths:
-            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
-            stack = [torch.from_numpy(defect.mask) for defect in defects]
-            self.masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
-            self.areas.append([defect.saturation_area for defect in defects])
+        super().__init__(folder, backbone)
         self._codes: dict[tuple[Any, ...], SoftCodes] = {}
 
     def codes(self, level: int, size: int, books: int, kind: str) -> SoftCodes:
@@ -143,24 +114,6 @@ class Cell:
                     dim=2
                 ).square().mean(dim=0)
         return squared.sqrt()
-
-    def auroc(self, scores: Tensor) -> dict[str, float]:
-        """Image AUROC per type of anomaly."""
-        good = scores[self.rows["good"]]
-        found = {}
-        for kind in KINDS:
-            bad = scores[self.rows[kind]]
-            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
-
-    def spro(self, maps: Tensor) -> dict[str, float]:
-        """AU-sPRO at 0.05 per type of anomaly."""
-        found = {}
-        for kind in KINDS:
-            rows = self.rows["good"] + self.rows[kind]
-            area = auc_spro([maps[r, 0] for r in rows], [self.masks[r] for r in rows], [self.areas[r] for r in rows])
-            found[kind] = area.item()
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
 
     def merging(self) -> dict[str, Any]:
         """Every rule of merging the read-out into the memory bank's map."""

@@ -134,7 +134,7 @@ class Decoder(nn.Module):
 
         Args:
             embedding: One-class embedding, [B, C_o, H/2^(top+2), W/2^(top+2)].
-            prior: Global context, [1, d_T, s0, s0], or ``None``.
+            prior: Global context, [1 or B, d_T, s0, s0], or ``None``.
             codes: Quantised features by level, [B, d_q, H/2^k, W/2^k].
             finest: Level to stop at; ``None`` goes on to the image.
 

@@ -71,7 +71,7 @@ class Fusion(nn.Module):
 
         Args:
             x: Decoder feature, [B, C, H, W].
-            prior: Global context, [1, d_T, s0, s0].
+            prior: Global context, [1 or B, d_T, s0, s0].
             codes: Quantised features, [B, d_q, H, W].
 
         Returns:

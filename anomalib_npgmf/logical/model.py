@@ -149,12 +149,16 @@ class LogicalBranch(nn.Module):
         assert isinstance(book, Codebook)
         return book
 
-    def forward(self, features: Sequence[Tensor], *, reconstruct: bool = True) -> LogicalOutput:
+    def forward(
+        self, features: Sequence[Tensor], *, reconstruct: bool = True, embedding: Tensor | None = None
+    ) -> LogicalOutput:
         """Rebuild the features.
 
         Args:
             features: f_E^k, [B, C_k, H/2^k, W/2^k], finest first.
             reconstruct: Whether to rebuild the image too, and the levels that only it needs.
+            embedding: Text embedding of each image, [B, d], for images of several categories; left out, the one that
+                the model holds.
 
         Returns:
             Rebuilt features and image, and the codebook loss.
@@ -171,22 +175,25 @@ class LogicalBranch(nn.Module):
             self._renew = False
         if self.training and self.config.edited_codes:
             codes = edit_codes(codes, self.config.edited_codes)
-        prior = self.text_prior() if self.text_prior is not None else None
+        prior = self.text_prior(embedding) if self.text_prior is not None else None
         finest = None if reconstruct else self.levels[self._scored[0]]
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)
         return LogicalOutput(decoded, image, loss)
 
-    def losses(self, features: Sequence[Tensor], image: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, features: Sequence[Tensor], image: Tensor, embedding: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """All losses of one batch (eq. 6).
 
         Args:
             features: See `forward`.
             image: The normalised image that the features came from, [B, 3, H, W].
+            embedding: See `forward`.
 
         Returns:
             ``loss`` and its parts.
         """
-        out = self(features)
+        out = self(features, embedding=embedding)
         assert out.reconstruction is not None
         out_of = [out.decoded[i] for i in self._scored]
         into = [features[i] for i in self._scored]

@@ -91,7 +91,7 @@ class TextPrior(nn.Module):
     def __init__(self, kind: str, dim: int, grid: int = 1, embedding_dim: int = 512) -> None:
         super().__init__()
         self.kind = kind
-        self.shape = (1, dim, grid, grid)
+        self.shape = (dim, grid, grid)
         start = F.normalize(torch.randn(embedding_dim), dim=0)
         if kind == "learned":
             self.embedding = nn.Parameter(start)
@@ -114,7 +114,14 @@ class TextPrior(nn.Module):
         with torch.no_grad():
             self.embedding.copy_(embedding)
 
-    def forward(self) -> Tensor:
-        """Global context, [1, d_T, s0, s0]."""
-        out: Tensor = self.linear(self.embedding).reshape(self.shape)
+    def forward(self, embedding: Tensor | None = None) -> Tensor:
+        """Global context.
+
+        Args:
+            embedding: Embeddings in the place of t, one per image, [B, d]; for a model of several categories.
+
+        Returns:
+            [1, d_T, s0, s0], or with ``embedding`` [B, d_T, s0, s0].
+        """
+        out: Tensor = self.linear(self.embedding if embedding is None else embedding).reshape(-1, *self.shape)
         return out

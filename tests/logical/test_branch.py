@@ -293,3 +293,18 @@ def test_codes_are_edited_in_training_alone() -> None:
 def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="levels must be distinct levels of the backbone, or None"):
         LogicalConfig(levels=levels)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fusion": "concat"}, {"prior_grid": 2}])
+def test_embedding_of_an_image_takes_the_place_of_the_models_own(changes: dict[str, Any]) -> None:
+    """Images of several categories in one batch: each is rebuilt under its own text embedding."""
+    torch.manual_seed(0)
+    branch = make_branch("random", **changes).eval()
+    features = make_features()
+    assert branch.text_prior is not None
+    own, other = branch.text_prior.embedding, branch.text_prior.embedding + 5.0
+    plain = branch(features).decoded
+    mixed = branch(features, embedding=torch.stack([own, other])).decoded
+    for level, given in zip(plain, mixed, strict=True):
+        assert torch.allclose(level[0], given[0], atol=1e-5)
+        assert not torch.allclose(level[1], given[1], atol=1e-3)

@@ -1,0 +1,97 @@
+"""Drawn categories for the studies: features of every image from one backbone pass, ground truth and scores."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.metrics import auc_spro
+from anomalib_npgmf.metrics.ground_truth import read_defects, read_defects_config
+from anomalib_npgmf.resize import AntialiasedResize
+
+SIZE = (256, 256)
+KINDS = ("logical", "structural")
+FOLDERS = {
+    "train": "train/good",
+    "calibration": "validation/good",
+    "good": "test/good",
+    "logical": "test/logical_anomalies",
+    "structural": "test/structural_anomalies",
+}
+
+
+class DrawnCategory:
+    """Features and ground truth of a category's images.
+
+    Args:
+        folder: The category's folder, as `ensure_drawn` returns it.
+        backbone: Frozen network; its levels are kept.
+        size: Height and width that the network sees.
+
+    Attributes:
+        paths: Every image.
+        rows: Their numbers by part: train, calibration, good, logical, structural.
+        features: Map [N, C, h, w] of all images by level.
+        images: The images as the network sees them, [N, 3, *size].
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, size: tuple[int, int] = SIZE) -> None:
+        parts = {part: sorted((folder / name).glob("*.png")) for part, name in FOLDERS.items()}
+        self.paths = [path for group in parts.values() for path in group]
+        ends = np.cumsum([0, *map(len, parts.values())])
+        self.rows = {part: list(range(a, b)) for part, a, b in zip(parts, ends, ends[1:], strict=False)}
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        resize = AntialiasedResize(size) if size != SIZE else torch.nn.Identity()
+        images: list[Tensor] = []
+        levels: list[list[Tensor]] = []
+        for start in range(0, len(self.paths), 8):
+            pixels = np.stack([np.asarray(Image.open(path)) for path in self.paths[start : start + 8]])
+            images.append(resize(((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)))
+            levels.append(backbone(images[-1]))
+        self.images = torch.cat(images)
+        self.features = {
+            level: torch.cat(maps) for level, maps in zip(backbone.levels, zip(*levels, strict=True), strict=True)
+        }
+        config = read_defects_config(folder)
+        self._masks, self._areas = [], []
+        for path in self.paths:
+            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
+            stack = [torch.from_numpy(defect.mask) for defect in defects]
+            self._masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
+            self._areas.append([defect.saturation_area for defect in defects])
+
+    def auroc(self, scores: Tensor) -> dict[str, float]:
+        """Image AUROC per type of anomaly, and their mean."""
+        good = scores[self.rows["good"]]
+        found = {}
+        for kind in KINDS:
+            bad = scores[self.rows[kind]]
+            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+    def spro(self, maps: Tensor) -> dict[str, float]:
+        """AU-sPRO at 0.05 per type of anomaly, and their mean.
+
+        Args:
+            maps: Scores of all images at their own size, [N, 1, H, W].
+        """
+        found = {}
+        for kind in KINDS:
+            rows = self.rows["good"] + self.rows[kind]
+            area = auc_spro([maps[r, 0] for r in rows], [self._masks[r] for r in rows], [self._areas[r] for r in rows])
+            found[kind] = area.item()
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.1f} ± {deviation:.1f}"
