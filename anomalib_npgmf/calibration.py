@@ -7,8 +7,22 @@ import torch
 from anomalib.data import ImageBatch
 from torch import Tensor
 
-from anomalib_npgmf.merging import BRANCHES, MapStatistics, gather_list
+from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.map_statistics import MapStatistics
+from anomalib_npgmf.merging import BRANCHES, MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
+
+
+def scores_to_compare(merger: MapMerger, maps: dict[str, Tensor]) -> list[tuple[float, float]]:
+    """Image scores of the branches and composition distances, one pair per image.
+
+    Args:
+        merger: It merges the branches' maps.
+        maps: Raw maps by part, [B, 1, h, w] each, with a composition map.
+    """
+    merged = merger.merge_branches(maps)
+    assert merged is not None
+    return list(zip(merged.amax((1, 2, 3)).tolist(), maps["composition"].amax((1, 2, 3)).tolist(), strict=True))
 
 
 class Calibrator:
@@ -90,9 +104,7 @@ class Calibrator:
         if merger.composition is not None:
             peaks: list[tuple[float, float]] = []
             for maps in self._back(kept, device):
-                merged = merger.merge_branches(maps)
-                assert merged is not None
-                peaks += zip(merged.amax((1, 2, 3)).tolist(), maps["composition"].amax((1, 2, 3)).tolist(), strict=True)
+                peaks += scores_to_compare(merger, maps)
             merger.composition.calibrate(*torch.tensor(gather_list(peaks)).T)
         scores: list[float] = []
         for maps in self._back(kept, device):

@@ -57,6 +57,8 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
         logical_weight: Weight of the calibrated logical map in the sum.
         structural_weight: Weight of the calibrated structural map in the sum.
+        merging: ``sum`` adds the calibrated and weighted maps as the paper does, ``maximum`` takes the larger one of
+            the calibrated maps, without weights. The latter in preset ``plus``.
         use_codebooks: Whether the logical branch uses codebooks of normal features.
         branches: ``both``, or ``logical`` or ``structural`` alone.
         learning_rate: Learning rate of Adam.
@@ -96,6 +98,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         coreset_ratio: float | None = None,
         logical_weight: float | None = None,
         structural_weight: float | None = None,
+        merging: str | None = None,
         use_codebooks: bool = True,
         branches: str | None = None,
         learning_rate: float | None = None,
@@ -120,6 +123,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
             "structural_image_size": structural_image_size,
             "logical_weight": logical_weight,
             "structural_weight": structural_weight,
+            "merging": merging,
             "branches": branches,
             "learning_rate": learning_rate,
         }
@@ -133,7 +137,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         self._weights_ready = False
         self._calibration_data: Any = None
         self._calibrated_at = -1
-        self._calibrator = Calibrator(self.model, self._normalised)
+        self._calibrator = Calibrator(self.model, self.normalised)
         self.feature_cache = feature_cache
         self._cached_features: FeatureCache | None = None
 
@@ -206,7 +210,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
             # The same images in every process.
             first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
             batches = map(restore_deep_images, self._loader(first, shared=False))
-            self.model.initialise(torch.cat([self._normalised(batch.image.to(self.device)) for batch in batches]))
+            self.model.initialise(torch.cat([self.normalised(batch.image.to(self.device)) for batch in batches]))
         if self.model.structural is not None or self.model.composition is not None:
             self._collect(self._loader(dataset))
 
@@ -218,7 +222,7 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         """Fit memory bank and composition read-out to all training images, in one pass."""
         structural, composition = self.model.structural, self.model.composition
         for batch in map(restore_deep_images, self._progress(loader, "Collecting normal features")):
-            features = self.model.features(self._normalised(batch.image.to(self.device)))
+            features = self.model.features(self.normalised(batch.image.to(self.device)))
             keys = [str(path) for path in batch.image_path]
             if structural is not None:
                 structural.collect(features.structural, keys)
@@ -300,7 +304,11 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
                 msg = "There are no normal validation images to calibrate on; pass a data module or a loader of them."
                 raise ValueError(msg)
             self._calibration_data = normal_images(loaders.dataset)
-        self._calibrate_on(self._loader(self._calibration_data))
+        self._calibrate_on(self.calibration_batches())
+
+    def calibration_batches(self) -> Iterable[ImageBatch]:
+        """The normal images that the model was calibrated on in its last fit; none before."""
+        return map(restore_deep_images, self._loader(self._calibration_data)) if self._calibration_data else ()
 
     @torch.no_grad()
     def calibrate(self, datamodule: AnomalibDataModule) -> None:
@@ -313,14 +321,16 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         view = plain(split_for_calibration(datamodule), self.settings.image_size)
         restore_training_data(datamodule)
         self._calibrator.forget()
-        self._calibrate_on(DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))
+        loader = DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn)
+        self._calibrate_on(map(restore_deep_images, loader))
 
-    def _calibrate_on(self, loader: Iterable[Any]) -> None:
-        scores = self._calibrator.run(map(restore_deep_images, loader))
+    def _calibrate_on(self, batches: Iterable[Any]) -> None:
+        scores = self._calibrator.run(batches)
         if isinstance(self.post_processor, CalibratedPostProcessor):
             self.post_processor.calibrate(scores)
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the model takes them."""
         transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
         result: Tensor = transform(images) if transform else images
         return result

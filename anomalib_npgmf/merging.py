@@ -5,69 +5,20 @@ import torch.nn.functional as F
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
-from anomalib_npgmf.distributed import gather_list as gather_list
-
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
-_COMPOSITION_MARGIN = 1.0  # deviations; chosen on SyntheticLOCO seeds 100 to 102, which no reported figure uses
+_COMPOSITION_MARGIN = 0.5  # deviations; chosen on SyntheticLOCO seeds 100 to 102, which no reported figure uses
 _LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
-
-
-class MapStatistics:
-    """Mean and standard deviation of all pixels of a stream of maps, in float64.
-
-    Blocks are combined as in Chan et al., so that a large mean does not cancel the variance.
-
-    Example:
-        >>> statistics = MapStatistics()
-        >>> statistics.update(torch.tensor([1.0, 2.0]))
-        >>> statistics.update(torch.tensor([3.0, 4.0]))
-        >>> statistics.mean, statistics.std
-        (2.5, 1.118033988749895)
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = 0.0
-        self._squares = 0.0
-
-    def update(self, maps: Tensor) -> None:
-        """Add the pixels of ``maps`` (any shape)."""
-        values = maps.detach().double()
-        mean = values.mean().item()
-        self.combine(values.numel(), mean, (values - mean).square().sum().item())
-
-    def combine(self, count: int, mean: float, squares: float) -> None:
-        """Add a block of ``count`` values with that mean and that sum of squared deviations."""
-        if not count:
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self._squares += squares + delta * delta * self.count * count / total
-        self.mean += delta * count / total
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over all values seen (divided by their number)."""
-        return (self._squares / self.count) ** 0.5 if self.count else 0.0
-
-    def synchronise(self) -> None:
-        """Combine the statistics of all processes, in the order of their ranks; no effect in a single process."""
-        blocks = gather_list([(self.count, self.mean, self._squares)])
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-        for block in blocks:
-            self.combine(*block)
 
 
 class CompositionMerger(nn.Module):
     """Adds the composition map to the merged map of the branches.
 
     Both are brought to the same unit, the standard deviation of the image score over normal images:
-    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1)``. S is the branches' map, whose maximum is their image score, and C
-    the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is then
-    the larger one of the two calibrated scores, where the composition gives way by one deviation: of two scores that
-    are maxima of noise on a damaged but complete image, the one that may see the damage decides.
+    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1/2)``. S is the branches' map, whose maximum is their image score, and
+    C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
+    then the larger one of the two calibrated scores, where the composition gives way by half a deviation: of two scores
+    that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
 
     Attributes:
         mean: mu_S and mu_C.
@@ -77,8 +28,8 @@ class CompositionMerger(nn.Module):
         >>> merger = CompositionMerger()
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]))
         >>> branches, composition = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[3.0, 0.0]]]])
-        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 1
-        1.8284
+        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 0.5
+        2.3284
     """
 
     mean: Tensor
@@ -128,10 +79,14 @@ class CompositionMerger(nn.Module):
 class MapMerger(nn.Module):
     """Eq. 11: ``S = w_log (S_log - mu_log) / sd_log + w_str (S_str - mu_str) / sd_str``, then a Gaussian filter.
 
+    Or the maximum, an addition to the paper: the larger one of the two calibrated and smoothed maps. Where one branch
+    alone sees an anomaly, a sum dilutes what it says with the other one's noise.
+
     Args:
         size: Height and width at which the maps meet.
         logical_weight: w_log.
         structural_weight: w_str.
+        maximum: Whether the maximum takes the place of the weighted sum.
         composition: Whether a composition map joins the branches' maps.
 
     Attributes:
@@ -152,7 +107,13 @@ class MapMerger(nn.Module):
     calibrated: Tensor
 
     def __init__(
-        self, size: tuple[int, int], logical_weight: float, structural_weight: float, *, composition: bool = False
+        self,
+        size: tuple[int, int],
+        logical_weight: float = 1.0,
+        structural_weight: float = 3.0,
+        *,
+        maximum: bool = False,
+        composition: bool = False,
     ) -> None:
         super().__init__()
         for name, weight in (("logical_weight", logical_weight), ("structural_weight", structural_weight)):
@@ -163,6 +124,7 @@ class MapMerger(nn.Module):
             msg = "logical_weight and structural_weight must not both be zero."
             raise ValueError(msg)
         self.size = size
+        self.maximum = maximum
         self.weights = {"logical": logical_weight, "structural": structural_weight}
         self.register_buffer("mean", torch.zeros(len(BRANCHES)))
         self.register_buffer("std", torch.ones(len(BRANCHES)))
@@ -193,14 +155,15 @@ class MapMerger(nn.Module):
             return branch_map
         return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
 
-    def summands(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The summands of eq. 11, smoothed: smoothing is linear, so that they add up to the merged map.
+    def smoothed(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is merged: the summands of eq. 11, or the calibrated maps of which the maximum is taken, smoothed.
 
         Args:
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Calibrated, weighted and smoothed maps by branch, [B, 1, H, W]; a single branch counts with weight one.
+            Calibrated, weighted and smoothed maps by branch, [B, 1, H, W]; a single branch counts with weight one, as
+            all do in a maximum.
         """
         return {branch: self.blur(part) for branch, part in self._weighted(maps).items()}
 
@@ -209,23 +172,39 @@ class MapMerger(nn.Module):
         parts = {}
         for branch in branches:
             index = BRANCHES.index(branch)
-            weight = self.weights[branch] if len(branches) > 1 else 1.0
+            weight = self.weights[branch] if len(branches) > 1 and not self.maximum else 1.0
             parts[branch] = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
         return parts
 
     def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
-        """Eq. 11 without the composition map.
+        """Merge without the composition map.
 
         Args:
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Merged and smoothed map, [B, 1, H, W]; a single branch counts with weight one. ``None`` without any.
+            Merged and smoothed map, [B, 1, H, W]; ``None`` without any.
         """
-        total = None
-        for part in self._weighted(maps).values():
-            total = part if total is None else total + part
-        return None if total is None else self.blur(total)
+        if self.maximum:
+            smoothed = list(self.smoothed(maps).values())
+            return torch.stack(smoothed).amax(dim=0) if smoothed else None
+        parts = list(self._weighted(maps).values())
+        return self.blur(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
+
+    def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Map of each part in the unit of the merged map: what that would be if the other parts said nothing.
+
+        Args:
+            maps: Raw maps by part, [B, 1, h, w] each.
+
+        Returns:
+            [B, 1, H, W] by part.
+        """
+        parts = self.smoothed(maps)
+        if self.composition is not None:
+            parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
+            parts["composition"] = self.composition.of_composition(self.resize(maps["composition"]))
+        return parts
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         """Merge the maps that are present.

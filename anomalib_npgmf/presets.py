@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.logical.config import LogicalConfig
@@ -24,6 +24,8 @@ class ModelConfig:
         branches: ``"both"``, ``"logical"`` or ``"structural"``.
         logical_weight: w_log of eq. 11.
         structural_weight: w_str of eq. 11. The paper gives the ratio 1:3 and leaves open which is which.
+        merging: ``"sum"`` is eq. 11; ``"maximum"`` the larger one of the two calibrated maps, without weights, an
+            addition to the paper.
         learning_rate: Of Adam.
         epochs: Epochs where the trainer is not told otherwise.
         logical: The logical branch's details.
@@ -42,6 +44,7 @@ class ModelConfig:
     branches: str = "both"
     logical_weight: float = 1.0
     structural_weight: float = 3.0
+    merging: Literal["sum", "maximum"] = "sum"
     learning_rate: float = 2e-4
     epochs: int = 50
     logical: LogicalConfig = field(default_factory=LogicalConfig)
@@ -59,6 +62,9 @@ class ModelConfig:
             object.__setattr__(self, name, size)
         if self.branches not in ("both", "logical", "structural"):
             msg = f"branches must be 'both', 'logical' or 'structural', not {self.branches!r}."
+            raise ValueError(msg)
+        if self.merging not in ("sum", "maximum"):
+            msg = f"merging must be 'sum' or 'maximum', not {self.merging!r}."
             raise ValueError(msg)
         if self.learning_rate <= 0:
             msg = f"learning_rate must be positive, not {self.learning_rate}."
@@ -120,8 +126,9 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # One backbone pass for both branches.
     "fast": _FAST,
-    # Beyond the paper: sees as well whether there is as much of everything as there should be.
-    "plus": replace(_FAST, composition=CompositionConfig()),
+    # Beyond the paper: sees as well whether there is as much of everything as there should be, and whoever sees
+    # something is heard.
+    "plus": replace(_FAST, merging="maximum", composition=CompositionConfig()),
     # A laptop, no download.
     "small": ModelConfig(
         backbone="resnet18",

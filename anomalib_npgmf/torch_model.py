@@ -118,6 +118,7 @@ class NpgmfModel(nn.Module):
             config.logical_image_size,
             config.logical_weight,
             config.structural_weight,
+            maximum=config.merging == "maximum",
             composition=config.composition is not None,
         )
 

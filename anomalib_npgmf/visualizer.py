@@ -5,7 +5,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from anomalib.data import ImageBatch
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
@@ -18,28 +17,11 @@ from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.pictures import WHITE, Picture, heat_map, outline, panels, to_rgb
 
 
-def calibrated_maps(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Map of each part in the unit of the merged map: what the merged map would be if the other parts said nothing.
-
-    Args:
-        merger: A calibrated one.
-        maps: Raw maps by part, [B, 1, h, w] each.
-
-    Returns:
-        [B, 1, H, W] by part: ``"logical"``, ``"structural"`` and ``"composition"``, as far as they are there.
-    """
-    parts = merger.summands(maps)
-    if merger.composition is not None:
-        parts = {branch: merger.composition.of_branches(part) for branch, part in parts.items()}
-        parts["composition"] = merger.composition.of_composition(merger.resize(maps["composition"]))
-    return parts
-
-
 def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     """The part that decides each image's score.
 
-    That is the composition where its score is above that of the branches, else the branch that adds most at the highest
-    point of their sum.
+    That is the composition where the highest point of the merged map is its own, else the branch that says most there:
+    of a sum, the larger summand.
 
     Args:
         merger: A calibrated one.
@@ -49,25 +31,21 @@ def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
         Names of parts, one per image.
 
     Example:
+        >>> import torch
         >>> merger = MapMerger((64, 64), 1.0, 1.0)
         >>> low, high = torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 64, 64), 2.0)
         >>> speaking_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
         ['structural', 'logical']
     """
-    branches = merger.summands(maps)
-    speakers = ["composition"] * len(next(iter(maps.values())))
-    if not branches:
-        return speakers
-    total = torch.stack(list(branches.values())).sum(0).flatten(1)
-    peaks = total.argmax(dim=1)
-    composition = None
-    if merger.composition is not None:
-        total = merger.composition.of_branches(total)
-        surplus = merger.composition.of_composition(merger.resize(maps["composition"]))
-        composition = surplus.flatten(1).amax(dim=1)
-    for index, peak in enumerate(peaks):
-        if composition is None or total[index, peak] >= composition[index]:
-            speakers[index] = max(branches, key=lambda name: float(branches[name][index].flatten()[peak]))
+    parts = {name: part.flatten(1) for name, part in merger.calibrated_maps(maps).items()}
+    composition = parts.pop("composition", None)
+    scores, peaks = merger(maps).flatten(1).max(dim=1)
+    speakers = []
+    for index, (score, peak) in enumerate(zip(scores, peaks.tolist(), strict=True)):
+        if composition is not None and composition[index, peak] >= score:
+            speakers.append("composition")
+        else:
+            speakers.append(max(parts, key=lambda name: float(parts[name][index, peak])))
     return speakers
 
 
@@ -163,7 +141,7 @@ class NpgmfVisualizer(ImageVisualizer):
         assert batch.anomaly_map is not None
         assert batch.image is not None
         branch_maps, model, post = module.branch_maps, module.model, module.post_processor
-        parts = calibrated_maps(model.merger, branch_maps.maps)
+        parts = model.merger.calibrated_maps(branch_maps.maps)
         speakers = speaking_part(model.merger, branch_maps.maps)
         explained = [index for index, name in enumerate(speakers) if name == "composition"]
         explanations = dict(zip(explained, model.explain(batch.image[explained]), strict=True)) if explained else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -28,7 +29,53 @@ FOLDERS = {
 }
 
 
-class DrawnCategory:
+class GroundTruth:
+    """What is wrong with which image of a drawn category, and scores against it.
+
+    Args:
+        paths: Images of one category.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        config = read_defects_config(self.paths[0].parents[2])
+        self._masks, self._areas = [], []
+        for path in self.paths:
+            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
+            stack = [torch.from_numpy(defect.mask) for defect in defects]
+            self._masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
+            self._areas.append([defect.saturation_area for defect in defects])
+
+    def part(self, name: str) -> list[int]:
+        """Numbers of the images of a part: train, calibration, good, logical or structural."""
+        folder = Path(FOLDERS[name])
+        return [i for i, path in enumerate(self.paths) if Path(*path.parts[-3:-1]) == folder]
+
+    def auroc(self, scores: Tensor) -> dict[str, float]:
+        """Image AUROC per type of anomaly, and their mean."""
+        good = scores[self.part("good")]
+        found = {}
+        for kind in KINDS:
+            bad = scores[self.part(kind)]
+            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+    def spro(self, maps: Tensor) -> dict[str, float]:
+        """AU-sPRO at 0.05 per type of anomaly, and their mean.
+
+        Args:
+            maps: Scores of all images, [N, 1, h, w].
+        """
+        found = {}
+        for kind in KINDS:
+            rows = self.part("good") + self.part(kind)
+            scores = F.interpolate(maps[rows], size=SIZE, mode="bilinear", align_corners=False)[:, 0]
+            area = auc_spro(list(scores), [self._masks[r] for r in rows], [self._areas[r] for r in rows])
+            found[kind] = area.item()
+        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+
+
+class DrawnCategory(GroundTruth):
     """Features and ground truth of a category's images.
 
     Args:
@@ -38,16 +85,14 @@ class DrawnCategory:
 
     Attributes:
         paths: Every image.
-        rows: Their numbers by part: train, calibration, good, logical, structural.
+        rows: Their numbers by part, see `part`.
         features: Map [N, C, h, w] of all images by level.
         images: The images as the network sees them, [N, 3, *size].
     """
 
     def __init__(self, folder: Path, backbone: Backbone, size: tuple[int, int] = SIZE) -> None:
-        parts = {part: sorted((folder / name).glob("*.png")) for part, name in FOLDERS.items()}
-        self.paths = [path for group in parts.values() for path in group]
-        ends = np.cumsum([0, *map(len, parts.values())])
-        self.rows = {part: list(range(a, b)) for part, a, b in zip(parts, ends, ends[1:], strict=False)}
+        super().__init__([path for name in FOLDERS.values() for path in sorted((folder / name).glob("*.png"))])
+        self.rows = {name: self.part(name) for name in FOLDERS}
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         resize = AntialiasedResize(size) if size != SIZE else torch.nn.Identity()
         images: list[Tensor] = []
@@ -60,35 +105,6 @@ class DrawnCategory:
         self.features = {
             level: torch.cat(maps) for level, maps in zip(backbone.levels, zip(*levels, strict=True), strict=True)
         }
-        config = read_defects_config(folder)
-        self._masks, self._areas = [], []
-        for path in self.paths:
-            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
-            stack = [torch.from_numpy(defect.mask) for defect in defects]
-            self._masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
-            self._areas.append([defect.saturation_area for defect in defects])
-
-    def auroc(self, scores: Tensor) -> dict[str, float]:
-        """Image AUROC per type of anomaly, and their mean."""
-        good = scores[self.rows["good"]]
-        found = {}
-        for kind in KINDS:
-            bad = scores[self.rows[kind]]
-            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
-
-    def spro(self, maps: Tensor) -> dict[str, float]:
-        """AU-sPRO at 0.05 per type of anomaly, and their mean.
-
-        Args:
-            maps: Scores of all images at their own size, [N, 1, H, W].
-        """
-        found = {}
-        for kind in KINDS:
-            rows = self.rows["good"] + self.rows[kind]
-            area = auc_spro([maps[r, 0] for r in rows], [self._masks[r] for r in rows], [self._areas[r] for r in rows])
-            found[kind] = area.item()
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What the composition read-out owes to each of its choices, on drawn images, and how it joins the memory bank's map.
+"""What the composition read-out owes to each of its choices, on drawn images.
 
     python benchmarks/composition_study.py --weights mobilenetv2_100.pth --root drawings --output study.json
 
@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,9 @@ from _drawn import SIZE, DrawnCategory
 from torch import Tensor
 
 from anomalib_npgmf.backbone import Backbone
-from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.variation import NormalVariation
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
-from anomalib_npgmf.merging import MapMerger, MapStatistics
-from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
 
 LEVELS = (3, 4)
 DEFAULT: dict[str, Any] = {
@@ -115,51 +111,6 @@ class Cell(DrawnCategory):
                 ).square().mean(dim=0)
         return squared.sqrt()
 
-    def merging(self) -> dict[str, Any]:
-        """Every rule of merging the read-out into the memory bank's map."""
-        keys = [f"{row:04d}" for row in self.rows["train"]]
-        bank_levels, levels = [self.features[level] for level in (3, 4)], DEFAULT["levels"]
-        maps = [self.features[level] for level in levels]
-        structural = StructuralBranch([m.shape[1] for m in bank_levels], StructuralConfig(coreset_ratio=0.1))
-        structural.collect([m[self.rows["train"]] for m in bank_levels], keys)
-        structural.finish()
-        composition = CompositionBranch(levels, [m.shape[1] for m in maps], CompositionConfig())
-        composition.collect([m[self.rows["train"]] for m in maps], keys)
-        composition.finish()
-        raw, read = [], []
-        for start in range(0, len(self.paths), 8):
-            raw.append(structural([m[start : start + 8] for m in bank_levels]))
-            read.append(composition([m[start : start + 8] for m in maps], SIZE).anomaly_map)
-        merger, statistics = MapMerger(SIZE, 1.0, 3.0, composition=True), MapStatistics()
-        bank, read_out = torch.cat(raw), torch.cat(read)
-        normal = self.rows["calibration"]
-        statistics.update(merger.resize(bank[normal]))
-        merger.calibrate({"structural": (statistics.mean, statistics.std)})
-        merged = merger.merge_branches({"structural": bank})
-        assert merged is not None
-        assert merger.composition is not None
-        merger.composition.calibrate(merged[normal].amax((1, 2, 3)), read_out[normal].amax((1, 2, 3)))
-        s = merger.composition.of_branches(merged)
-        c = (read_out - merger.composition.mean[1]) / merger.composition.std[1]
-        peak = c.amax((1, 2, 3), keepdim=True)
-        paint = read_out / read_out.amax((1, 2, 3), keepdim=True)
-        rules: dict[str, Callable[[], Tensor]] = {
-            "memory bank alone": lambda: s,
-            "composition alone": lambda: c,
-            "merged (maximum, composition less 1)": lambda: merger({"structural": bank, "composition": read_out}),
-            "maximum": lambda: torch.maximum(s, c),
-            "maximum, half the composition": lambda: torch.maximum(s, 0.5 * c),
-            "maximum, composition less 0.5": lambda: torch.maximum(s, c - 0.5),
-            "maximum, composition less 1.5": lambda: torch.maximum(s, c - 1.5),
-            "sum": lambda: s + c,
-            "sum, positive part": lambda: s + paint * peak.relu(),
-        }
-        found = {}
-        for name, rule in rules.items():
-            result = rule()
-            found[name] = {"auroc": self.auroc(result.amax((1, 2, 3))), "spro": self.spro(result)}
-        return found
-
 
 @torch.no_grad()
 def main() -> None:
@@ -190,7 +141,7 @@ def main() -> None:
             plan = DrawingPlan(category, SIZE, 60, 20, 60, 60, 60, seed)
             cell = Cell(ensure_drawn(arguments.root / str(seed), plan), backbone)
             variants = {key: cell.auroc(cell.distances(**(DEFAULT | change))) for key, change in VARIANTS.items()}
-            results["cells"][name] = {"variants": variants, "merging": cell.merging()}
+            results["cells"][name] = variants
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
             best = variants["default"]

@@ -33,6 +33,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"branches": "all"}, "branches must be 'both', 'logical' or 'structural', not 'all'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"structural_weight": -1.0}, "structural_weight must not be negative"),
+        ({"merging": "mean"}, "merging must be 'sum' or 'maximum'"),
         ({"structural": {"levels": (3, 6)}}, r"has the feature levels \(1, 2, 3, 4, 5\), not \[6\]"),
         ({"logical": {"vq_levels": (7,)}}, r"vq_levels \[7\] are not among the encoder's levels"),
         ({"logical": {"depth": 3}}, r"logical has no field \['depth'\]; its fields are"),

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from anomalib_npgmf.distributed import gather_list
-from anomalib_npgmf.merging import MapMerger, MapStatistics
+from anomalib_npgmf.map_statistics import MapStatistics
+from anomalib_npgmf.merging import MapMerger
 
 
 @settings(max_examples=50, deadline=None)
@@ -75,21 +76,31 @@ def test_a_single_branch_counts_with_weight_one(branch: str, mean: float, std: f
 def test_summands_are_smoothed_and_add_up() -> None:
     merger = make_merger()
     maps = {"logical": torch.rand(1, 1, 32, 32), "structural": torch.rand(1, 1, 8, 8)}
-    summands = merger.summands(maps)
+    summands = merger.smoothed(maps)
     torch.testing.assert_close(summands["logical"], merger.blur((maps["logical"] - 2.0) / 0.5))
     torch.testing.assert_close(merger(maps), sum(summands.values()), rtol=1e-5, atol=1e-5)
     alone = {"structural": maps["structural"]}
-    torch.testing.assert_close(merger.summands(alone)["structural"], merger(alone))
+    torch.testing.assert_close(merger.smoothed(alone)["structural"], merger(alone))
+
+
+def test_maximum_of_calibrated_maps_by_hand() -> None:
+    """Weights have no part in it, nor has the order of smoothing and comparing: the smoothed maps are compared."""
+    merger = MapMerger((32, 32), 5.0, 7.0, maximum=True)
+    merger.calibrate({"logical": (2.0, 0.5), "structural": (10.0, 4.0)})
+    logical, structural = torch.rand(2, 1, 32, 32) * 3, torch.rand(2, 1, 32, 32) * 20
+    expected = torch.maximum(merger.blur((logical - 2) / 0.5), merger.blur((structural - 10) / 4))
+    torch.testing.assert_close(merger({"logical": logical, "structural": structural}), expected)
+    torch.testing.assert_close(merger({"logical": logical}), merger.blur((logical - 2) / 0.5))
 
 
 def test_composition_outdoes_the_branches_or_leaves_them() -> None:
-    """Both sides in deviations above the normal images' scores, the composition less one; the larger one counts."""
+    """Both sides in deviations above the normal images' scores, the composition less a half; the larger one counts."""
     merger = MapMerger((32, 32), 1.0, 3.0, composition=True)
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]))
     merger.calibrate({"logical": (0.0, 1.0)})
     branch = {"logical": torch.full((1, 1, 32, 32), 4.0)}  # two deviations above two
-    for distance, expected in ((40.0, 2.0), (60.0, 3.0)):
+    for distance, expected in ((40.0, 2.0), (60.0, 3.5)):
         merged = merger(branch | {"composition": torch.full((1, 1, 32, 32), distance)})
         torch.testing.assert_close(merged, torch.full((1, 1, 32, 32), expected))
 

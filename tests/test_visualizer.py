@@ -15,7 +15,7 @@ from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.merging import MapMerger
 from anomalib_npgmf.pictures import HEADER, Picture, heat_map, outline
-from anomalib_npgmf.visualizer import NpgmfVisualizer, calibrated_maps, speaking_part, title_of
+from anomalib_npgmf.visualizer import NpgmfVisualizer, speaking_part, title_of
 
 SIDE = 256  # of a panel
 TRAIN = 20
@@ -125,10 +125,10 @@ def test_who_speaks_and_on_what_scale() -> None:
         "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
         "composition": torch.cat([spot(0, 0, 9.0), spot(0, 0, 9.0), spot(0, 0, 13.0)]),
     }
-    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then one deviation less
+    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then half a deviation less
     assert speaking_part(merger, maps) == ["logical", "structural", "composition"]
-    parts = calibrated_maps(merger, maps)
-    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - 1, rel=1e-4)
+    parts = merger.calibrated_maps(maps)
+    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - 0.5, rel=1e-4)
     quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
     torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
 
@@ -137,4 +137,4 @@ def test_single_parts() -> None:
     merger = MapMerger((64, 64), 1.0, 3.0)
     merger.calibrate({"structural": (1.0, 1.0)})
     assert speaking_part(merger, {"structural": spot(0, 0, 2.0)}) == ["structural"]
-    assert list(calibrated_maps(merger, {"structural": spot(0, 0, 2.0)})) == ["structural"]
+    assert list(merger.calibrated_maps({"structural": spot(0, 0, 2.0)})) == ["structural"]

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from anomalib_npgmf.calibration import scores_to_compare
 from anomalib_npgmf.lightning_model import Npgmf
-from anomalib_npgmf.merging import BRANCHES
+from anomalib_npgmf.merging import BRANCHES, MapMerger
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
@@ -47,7 +48,7 @@ class TestPass(Callback):
     Attributes:
         predictions: By ``"merged"``, the model's own output, and for an `Npgmf` with both branches by ``"logical"`` and
             ``"structural"``, what the same model would say with that branch alone, and by the rules of
-            `alternative_merges`; then by path of the image.
+            `alternative_merges`, with composition also by the rule ``"1:3+composition"``; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
         reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
@@ -61,6 +62,13 @@ class TestPass(Callback):
         self.labels: dict[Path, bool] = {}
         self.masks: dict[Path, Any] = {}
         self.reconstructions: dict[Path, Picture] = {}
+        self._sum: MapMerger | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate what eq. 11 and the composition would say together."""
+        del trainer
+        if isinstance(pl_module, Npgmf):
+            self._sum = sum_with_composition(pl_module)
 
     def on_test_batch_end(
         self,
@@ -87,7 +95,11 @@ class TestPass(Callback):
             for branch, raw in pl_module.branch_maps.maps.items():
                 alone = pl_module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
-            for rule, merged in alternative_merges(pl_module.model, pl_module.branch_maps.maps).items():
+            merges = alternative_merges(pl_module.model, pl_module.branch_maps.maps)
+            if self._sum is not None:
+                size = pl_module.settings.image_size
+                merges["1:3+composition"] = _resize(self._sum(pl_module.branch_maps.maps), size)
+            for rule, merged in merges.items():
                 self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), merged)
 
     def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
@@ -96,6 +108,37 @@ class TestPass(Callback):
         for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
             anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))
             kept[path] = Prediction(score, anomaly_map)
+
+
+@torch.no_grad()
+def sum_with_composition(module: Npgmf) -> MapMerger | None:
+    """The merger that the model would have with ``merging: sum`` and the weights 1:3, calibrated on the same images.
+
+    Args:
+        module: A fitted model.
+
+    Returns:
+        The merger; None unless the model has both branches and a composition, and was fitted in this process.
+    """
+    model = module.model
+    if model.merger.composition is None or model.config.branches != "both":
+        return None
+    merger = MapMerger(model.merger.size, 1.0, 3.0, composition=True).to(model.merger.mean.device)
+    merger.load_state_dict(model.merger.state_dict())
+    pairs: list[tuple[float, float]] = []
+    for batch in module.calibration_batches():
+        assert batch.image is not None
+        image = module.normalised(batch.image.to(merger.mean.device))
+        pairs += scores_to_compare(merger, model.branch_maps(image, reconstruct=False).maps)
+    if not pairs:
+        return None
+    assert merger.composition is not None
+    merger.composition.calibrate(*torch.tensor(pairs).T)
+    return merger
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,11 +154,10 @@ def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[st
     """
     if not all(branch in maps for branch in BRANCHES):
         return {}
-    z = [next(iter(model.merger.summands({branch: maps[branch]}).values())) for branch in BRANCHES]
+    z = [model.merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES]
     merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
     merged["maximum"] = torch.maximum(*z)
-    size = model.config.image_size
-    return {rule: F.interpolate(m, size=size, mode="bilinear", align_corners=False) for rule, m in merged.items()}
+    return {rule: _resize(values, model.config.image_size) for rule, values in merged.items()}
 
 
 def evaluate(

@@ -22,9 +22,13 @@ _MAP_NOTES = {
     "3:1": "the other order of the weights",
     "1:1": "equal weights",
     "maximum": "the larger one of the two calibrated maps",
+    "1:3+composition": "the larger one of eq. 11 and the composition, each in deviations of its image score",
 }
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
-_PAIRS_OF_MERGED = ((MERGED, "1:3"), (MERGED, "logical"), (MERGED, "structural"))
+_PAIRS_OF_MERGED = (
+    ("1:3+composition", "1:3"),
+    *((MERGED, name) for name in ("1:3", "maximum", "1:3+composition", "logical", "structural")),
+)
 
 
 def write_report(folder: Path, output: Path, command: str, plan: Plan | None = None) -> list[Path]:

@@ -58,7 +58,7 @@ class NpgmfExport(ExportMixin):
         merger = self.model.merger
         post: Any = getattr(self, "post_processor", None)
         statistics = {
-            branch: {"mean": mean, "std": std, "weight": merger.weights[branch]}
+            branch: {"mean": mean, "std": std, "weight": 1.0 if merger.maximum else merger.weights[branch]}
             for branch, mean, std in zip(BRANCHES, merger.mean.tolist(), merger.std.tolist(), strict=True)
             if self.settings.branches in ("both", branch)
         }
@@ -74,6 +74,7 @@ class NpgmfExport(ExportMixin):
             "backbone": self.settings.backbone,
             "structural_backbone": self.settings.structural_backbone or self.settings.backbone,
             "branches": self.settings.branches,
+            "merging": self.settings.merging,
             "category": self.category,
             "prompt": self.prompt,
             "image_size": list(self.settings.image_size),

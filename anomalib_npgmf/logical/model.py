@@ -180,9 +180,7 @@ class LogicalBranch(nn.Module):
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)
         return LogicalOutput(decoded, image, loss)
 
-    def losses(
-        self, features: Sequence[Tensor], image: Tensor, embedding: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], image: Tensor, embedding: Tensor | None = None) -> dict[str, Tensor]:
         """All losses of one batch (eq. 6).
 
         Args:
