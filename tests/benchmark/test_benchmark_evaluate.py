@@ -90,3 +90,23 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
     anomalous = {path for path in images if path.parent.name != "good"}
     assert {path for path, label in test_pass.labels.items() if label} == anomalous
     assert {path for path, mask in test_pass.masks.items() if mask.any()} == anomalous
+
+
+def test_eq_11_with_a_composition_is_what_that_model_would_say(datamodule: SyntheticLOCO, tmp_path: Path) -> None:
+    """A model that merges by the maximum is recalibrated as one that sums; its maps are those of the rule."""
+    parts = {"post_processor": False, "evaluator": False, "visualizer": False}
+    model = Npgmf(preset="small", logical_image_size=128, merging="maximum", composition=True, **parts)
+    passes = [TestPass(), TestPass()]
+    settings = {"default_root_dir": tmp_path, "logger": False, "enable_progress_bar": False}
+    engine = Engine(max_epochs=1, callbacks=[passes[0]], **settings)
+    engine.fit(model, datamodule=datamodule)
+    engine.test(model, datamodule=datamodule, verbose=False)
+    model.model.merger.maximum = False
+    model.calibrate(datamodule)
+    Engine(callbacks=[passes[1]], **settings).test(model, datamodule=datamodule, verbose=False)
+
+    first, second = (test_pass.predictions for test_pass in passes)
+    scores = np.array([[first[rule][path].score for path in first[rule]] for rule in ("merged", "1:3+composition")])
+    assert np.abs(scores[0] - scores[1]).max() > 1e-2
+    for path, prediction in first["1:3+composition"].items():
+        np.testing.assert_allclose(prediction.anomaly_map, second["merged"][path].anomaly_map, rtol=1e-4, atol=1e-4)
