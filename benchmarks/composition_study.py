@@ -1,6 +1,7 @@
 """What the composition read-out owes to each of its choices, on drawn images.
 
-    python benchmarks/composition_study.py --weights mobilenetv2_100.pth --root drawings --output study.json
+    python benchmarks/composition_study.py --weights mobilenetv2_100.pth --root drawings
+    python benchmarks/composition_study.py --table
 
 Every cell is a category and a seed; a cell that is in the output is not computed again. The seeds are not those of the
 reported benchmark: the defaults of the read-out were chosen with this study.
@@ -10,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import sys
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _drawn import SIZE, DrawnCategory
+from _common import RESULTS, fix_threads, print_table, save
+from _drawn import KINDS, SIZE, DrawnCategory, spread
 from torch import Tensor
 
 from anomalib_npgmf.backbone import Backbone
@@ -112,41 +113,51 @@ class Cell(DrawnCategory):
         return squared.sqrt()
 
 
+def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Image AUROC of the composition distance per variant, in per cent: mean and deviation over seeds."""
+    categories = list(dict.fromkeys(key.split("/")[0] for key in cells))
+    rows = []
+    for variant in VARIANTS:
+        row: dict[str, Any] = {"variant": variant}
+        for category in categories:
+            found = [cell[variant] for key, cell in cells.items() if key.split("/")[0] == category]
+            for kind in KINDS:
+                row[f"{category}, {kind}"] = spread([100 * cell[kind] for cell in found])
+        rows.append(row)
+    return rows
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="weights file of the backbone, or 'random'")
+    parser.add_argument("--table", action="store_true", help="print the table of the results file and stop")
+    parser.add_argument("--weights", help="weights file of the backbone, or 'random'")
     parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--root", type=Path, required=True, help="folder for the drawn images")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/composition_study.json"))
+    parser.add_argument("--root", type=Path, help="folder for the drawn images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    file = RESULTS / "composition_study.json"
+    cells: dict[str, Any] = json.loads(file.read_text())["cells"] if file.is_file() else {}
+    if arguments.table:
+        print_table(table_rows(cells))
+        return
+    fix_threads(arguments.threads)
     backbone = Backbone(arguments.backbone, LEVELS)
     backbone.load_weights(arguments.weights)
-    results: dict[str, Any] = {"cells": {}}
-    if arguments.output.is_file():
-        results = json.loads(arguments.output.read_text(encoding="utf-8"))
-    results |= {
-        "command": "python benchmarks/composition_study.py --weights FILE --root DIR",
-        "backbone": arguments.backbone,
-        "default": DEFAULT,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
     for seed in arguments.seeds:
         for category in arguments.categories:
-            name = f"{category}/{seed}"
-            if name in results["cells"]:
+            if f"{category}/{seed}" in cells:
                 continue
             plan = DrawingPlan(category, SIZE, 60, 20, 60, 60, 60, seed)
-            cell = Cell(ensure_drawn(arguments.root / str(seed), plan), backbone)
-            variants = {key: cell.auroc(cell.distances(**(DEFAULT | change))) for key, change in VARIANTS.items()}
-            results["cells"][name] = variants
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
-            best = variants["default"]
-            sys.stdout.write(f"{name}: logical {best['logical']:.3f}, structural {best['structural']:.3f}\n")
-            sys.stdout.flush()
+            cell = Cell(ensure_drawn(arguments.root / f"seed{seed}", plan), backbone)
+            cells[f"{category}/{seed}"] = {
+                name: cell.auroc(cell.distances(**(DEFAULT | change))) for name, change in VARIANTS.items()
+            }
+            save("composition_study", table_rows(cells), cells=cells, default=DEFAULT)
+            print(f"{category}, seed {seed}", flush=True)
+    print_table(table_rows(cells))
 
 
 if __name__ == "__main__":
