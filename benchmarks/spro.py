@@ -23,56 +23,14 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
-
-LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
-KINDS = ("logical_anomalies", "structural_anomalies")
-CONFIG = [
-    {"defect_name": "missing", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
-    {"defect_name": "additional", "pixel_value": 254, "saturation_threshold": 20000, "relative_saturation": False},
-    {"defect_name": "scratch", "pixel_value": 253, "saturation_threshold": 1.0, "relative_saturation": True},
-    {"defect_name": "stain", "pixel_value": 252, "saturation_threshold": 2000, "relative_saturation": False},
-]
-AREAS = {"missing": (30000, 300000), "additional": (30000, 300000), "scratch": (500, 20000), "stain": (3000, 20000)}
-
-
-def draw(root: Path, size: tuple[int, int], counts: Sequence[int], map_size: int, seed: int = 0) -> None:
-    """Write images, masks and low-resolution maps (.npy) that find most defects, but not all of each."""
-    rng = np.random.default_rng(seed)
-    scale = size[0] * size[1] / (1280 * 1600)
-    folder = root / "data" / "parts"
-    for kind, count in zip(("good", *KINDS), counts, strict=True):
-        entries = CONFIG[:2] if kind == KINDS[0] else CONFIG[2:]
-        for number in range(count):
-            path = folder / "test" / kind / f"{number:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.zeros(size, np.uint8))
-            heat = cv2.GaussianBlur(rng.random((map_size, map_size), dtype=np.float32), (0, 0), 4) * 4
-            for channel in range(0 if kind == "good" else 1 + number % 2):
-                entry = entries[int(rng.integers(2))]
-                radius = max(2, int(np.sqrt(scale * rng.uniform(*AREAS[entry["defect_name"]]) / np.pi)))
-                centre = [int(rng.integers(radius, n - radius)) for n in size[::-1]]
-                mask = cv2.circle(np.zeros(size, np.uint8), centre, radius, entry["pixel_value"], -1)
-                target = folder / "ground_truth" / kind / path.stem / f"{channel:03d}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(target), mask)
-                small = cv2.resize((mask > 0).astype(np.float32), (map_size, map_size), interpolation=cv2.INTER_AREA)
-                heat += rng.uniform(0, 0.6) * cv2.GaussianBlur(small, (0, 0), 6)
-            saved = root / "small" / kind / f"{number:03d}.npy"
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            np.save(saved, heat)
-    (folder / "defects_config.json").write_text(json.dumps(CONFIG))
-
-
-def small_map(root: Path, image: Path) -> np.ndarray:
-    return np.load(root / "small" / image.parent.name / f"{image.stem}.npy")
+from _spro_category import KINDS, draw, small_map, write_tiffs
+from _spro_reference import run_brute_force, run_refinement, run_refinement_at_headline
 
 
 def run_metric(root: Path, size: tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
@@ -111,100 +69,6 @@ def run_evaluate(root: Path) -> dict[str, dict[str, float]]:
 
     localization = evaluate_loco(root / "data", "parts", root / "maps")["localization"]
     return localization["auc_spro"] | localization["auc_spro_per_defect"]
-
-
-def load_category(root: Path, defect_types: bool) -> dict[str, list]:
-    """Full-size maps with masks of all defects and saturation areas of those that count, per kind or defect type."""
-    from anomalib_npgmf.metrics.ground_truth import image_size, list_test_images, read_defects, read_defects_config
-    from anomalib_npgmf.metrics.scores import resize_map
-
-    folder = root / "data" / "parts"
-    config = read_defects_config(folder)
-    names = [*KINDS, *(entry["defect_name"] for entry in CONFIG if defect_types)]
-    loaded: dict[str, list] = {name: [] for name in names}
-    for path in list_test_images(folder):
-        kind = path.parent.name
-        defects = [] if kind == "good" else read_defects(path, config)
-        scores = resize_map(small_map(root, path), image_size(path))
-        negative = ~np.any([d.mask for d in defects] or [np.zeros(scores.shape, bool)], axis=0)
-        for name in names:
-            counted = [(d.mask, d.saturation_area) for d in defects if name in (kind, d.name)]
-            if counted or kind == "good":
-                loaded[name].append((scores, negative, counted))
-    return loaded
-
-
-def sweep_point(items: list, threshold: float, pool: ThreadPoolExecutor) -> list[float]:
-    """False positive rate and mean sPRO at one threshold, from the definition."""
-
-    def look(item: tuple) -> tuple[int, list[float]]:
-        scores, negative, defects = item
-        positive = scores > threshold
-        overlaps = [min(np.count_nonzero(positive & mask) / area, 1.0) for mask, area in defects]
-        return np.count_nonzero(positive & negative), overlaps
-
-    seen = list(pool.map(look, items))
-    negatives = sum(np.count_nonzero(negative) for _, negative, _ in items)
-    overlaps = [overlap for _, image in seen for overlap in image]
-    return [sum(count for count, _ in seen) / negatives, float(np.mean(overlaps))]
-
-
-def area_under(points: Sequence[Sequence[float]], limit: float) -> float:
-    fpr, spro = np.array(points).T
-    inside = fpr < limit
-    x = np.append(fpr[inside], limit)
-    y = np.append(spro[inside], np.interp(limit, fpr, spro))
-    return float(np.trapezoid(y, x) / limit)
-
-
-def run_refinement(
-    root: Path, limits: Sequence[float] = LIMITS, defect_types: bool = True
-) -> dict[str, dict[str, float]]:
-    """What ``evaluate_loco`` gives: thresholds are refined until curve points are within 0.01 of their neighbours."""
-    results = {}
-    with ThreadPoolExecutor(2) as pool:
-        for name, items in load_category(root, defect_types).items():
-            ranks = np.sort(np.concatenate([scores[::16, ::16].ravel() for scores, _, _ in items]))[::-1]
-            known = {0: [0.0, 0.0], len(ranks): [1.0, 1.0]}
-            intervals = [(0, len(ranks))]
-            while intervals:
-                low, high = intervals.pop()
-                close = np.abs(np.subtract(known[low], known[high])).max() <= 0.01
-                if high - low < 2 or close or known[low][0] > max(limits):
-                    continue
-                middle = (low + high) // 2
-                known[middle] = sweep_point(items, ranks[middle], pool)
-                intervals += [(low, middle), (middle, high)]
-            points = [known[rank] for rank in sorted(known)]
-            results[name] = {str(limit): area_under(points, limit) for limit in limits} | {"thresholds": len(points)}
-    return results
-
-
-def run_refinement_at_headline(root: Path) -> dict[str, dict[str, float]]:
-    """What ``SPRO`` gives: both kinds, up to 0.05."""
-    return run_refinement(root, limits=[0.05], defect_types=False)
-
-
-def run_brute_force(root: Path) -> dict[str, dict[str, float]]:
-    """Every distinct score as a threshold."""
-    results = {}
-    with ThreadPoolExecutor(1) as pool:
-        for name, items in load_category(root, defect_types=True).items():
-            thresholds = np.unique(np.concatenate([scores.ravel() for scores, _, _ in items]))[::-1]
-            points = [sweep_point(items, threshold, pool) for threshold in [*thresholds, -np.inf]]
-            results[name] = {str(limit): exact_area_under(points, limit) for limit in LIMITS}
-            results[name]["thresholds"] = len(points)
-    return results
-
-
-def exact_area_under(points: Sequence[Sequence[float]], limit: float) -> float:
-    """As ``area_under``, with the vertical steps of the curve at the limit told apart."""
-    total = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 < limit and x1 > x0:
-            end = min(x1, limit)
-            total += (end - x0) * (2 * y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
-    return total / limit
 
 
 RUNS: dict[str, Callable[[Path], dict]] = {
@@ -268,15 +132,6 @@ def measure(name: str, root: Path) -> dict:
     cost = f"{result['seconds']} s, CPU {result['cpu_seconds']} s, {result['peak_memory_mb']} MB"
     print(f"{name}: {cost}, {result['auc_spro']}", flush=True)
     return result
-
-
-def write_tiffs(root: Path, size: tuple[int, int]) -> None:
-    import tifffile
-
-    for path in sorted((root / "small").glob("*/*.npy")):
-        target = root / "maps" / "parts" / "test" / path.parent.name / f"{path.stem}.tiff"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tifffile.imwrite(target, cv2.resize(np.load(path), size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 WHAT = {

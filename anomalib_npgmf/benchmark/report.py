@@ -50,11 +50,11 @@ def write_report(folder: Path, output: Path, command: str, plan: Plan | None = N
     results = load_results(folder, plan)
     images = output.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    series = _series(results)
-    drawn = {
-        "Every category": plot_bars(series, images / f"{output.stem}_bars.png"),
-        "sPRO curves": plot_curves(series, images / f"{output.stem}_curves.png"),
-    }
+    drawn = {}
+    for name, series in _series(results).items():
+        ending, of = (f"_{name}.png", f" of {name}") if name else (".png", "")
+        drawn[f"Every category{of}"] = plot_bars(series, images / f"{output.stem}_bars{ending}")
+        drawn[f"sPRO curves{of}"] = plot_curves(series, images / f"{output.stem}_curves{ending}")
     pictures = {title: path for title, path in drawn.items() if path}
     text = render(results, plan.title if plan else folder.name, command)
     text += "".join(f"\n## {title}\n\n![{title}](images/{path.name})\n" for title, path in pictures.items())
@@ -208,10 +208,11 @@ def _defects(group: Group, category: str) -> str:
     return table(["AUROC by type of defect", *maps], rows) if rows else ""
 
 
-def _series(results: Results) -> dict[str, tuple[Group, str]]:
-    """What the pictures compare: the maps of a single model, or the merged maps of several."""
+def _series(results: Results) -> dict[str, dict[str, tuple[Group, str]]]:
+    """What each picture compares, by the picture's name: the maps of each model that has several, and all models."""
     groups = [group for group in results.groups if group.records]
-    if len(groups) > 1:
-        return {group.name: (group, MERGED) for group in groups}
     shown = (MERGED, "logical", "structural", "composition", "1:3")
-    return {name: (group, name) for group in groups for name in group.maps if name in shown}
+    parts = {g.name.replace("/", "_"): {m: (g, m) for m in g.maps if m in shown} for g in groups if len(g.maps) > 1}
+    if len(groups) == 1:
+        return {"": next(iter(parts.values()), {MERGED: (groups[0], MERGED)})}
+    return {"": {group.name: (group, MERGED) for group in groups}} | parts if groups else {}

@@ -153,6 +153,10 @@ def test_several_models(records: Path) -> None:
     assert models["padim"] == ["2", "60.0 ± 0.0", *[""] * 5]
     assert models["padim less npgmf"][1] == "-20.0"  # seed 1 alone is in both
     assert "## padim: Mean over 2 categories" in text
+    for name in ("bars", "bars_npgmf"):  # all models, and the maps of the one that has several
+        assert f"(images/report_{name}.png)" in text
+        assert (records.parent / f"images/report_{name}.png").is_file()
+    assert "bars_padim" not in text
 
 
 def test_data_without_types_of_anomalies(tmp_path: Path) -> None:
