@@ -5,36 +5,30 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from anomalib.data import AnomalibDataModule, Batch, Folder, ImageBatch
+from anomalib.data import AnomalibDataModule, Batch, ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from anomalib_npgmf.calibration import Calibrator
 from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.checkpoint import NpgmfCheckpoint
-from anomalib_npgmf.ddp_strategy import adapt_strategy
 from anomalib_npgmf.deep_images import restore_deep_images
-from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.export.mixin import NpgmfExport
-from anomalib_npgmf.feature_cache import FeatureCache, open_cache
+from anomalib_npgmf.feature_cache import FeatureCache
 from anomalib_npgmf.host_defaults import NpgmfDefaults
-from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.preparation import NpgmfPreparation
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
 
 logger = logging.getLogger(__name__)
 
-INITIAL_IMAGES = 32  # training images that channel statistics and codebooks start from
 
-
-class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
+class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
@@ -141,98 +135,6 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         self.feature_cache = feature_cache
         self._cached_features: FeatureCache | None = None
 
-    # ---------------------------------------------------------------- before training
-
-    def setup(self, stage: str) -> None:
-        """Prepare a fit: number of epochs and calibration images."""
-        if stage != "fit":
-            return
-        self.trainer.num_sanity_val_steps = 0  # there is nothing to predict before the bank is collected
-        epochs = self.trainer.fit_loop.max_epochs
-        if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
-            self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
-        bank = [name for name, _ in self.named_buffers() if name.startswith("model.structural.bank.")]
-        adapt_strategy(self.trainer.strategy, self, unchanging=bank)
-        self._calibrated_at = -1
-        self._calibrator.forget()
-        self.category = self._category()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self._calibration_data = None if datamodule is None else split_for_calibration(datamodule)
-        if datamodule is not None and getattr(datamodule, "val_data", None) is None:
-            self.trainer.limit_val_batches = 0  # val_split_mode none: anomalib's val_dataloader() would fail
-
-    def teardown(self, stage: str) -> None:
-        """Give the data module its training images back."""
-        if stage == "fit":
-            self._restore_training_data()
-            if self._cached_features is not None:
-                self._cached_features.close()
-                self._cached_features = None
-
-    def _restore_training_data(self) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            restore_training_data(datamodule)
-
-    def on_fit_start(self) -> None:
-        """Load weights and embed the category, unless a checkpoint brought them: it is restored after `setup`."""
-        if not self._weights_ready:
-            self.model.load_weights()
-            self._embed_category()
-            self._weights_ready = True
-
-    def _embed_category(self) -> None:
-        if self.model.logical is None or self.settings.text_prior != "clip":
-            return
-        assert self.model.logical.text_prior is not None
-        caption = self.prompt or caption_of(self._category())
-        if not caption:
-            msg = "The text prior needs the category's name, which the data module does not give; set prompt."
-            raise ValueError(msg)
-        logger.info("Text prior: %r", caption)
-        self.prompt = caption
-        self.model.logical.text_prior.set_embedding(encode_caption(caption, weights=self.clip_weights))
-
-    def _category(self) -> str:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        category = getattr(datamodule, "category", None) or ""
-        return str(datamodule.name) if not category and isinstance(datamodule, Folder) else str(category)
-
-    def on_train_start(self) -> None:
-        """Fit what is not trained and start the codebooks at normal features, unless a checkpoint brought them."""
-        assert self.trainer.train_dataloader is not None
-        dataset = self.trainer.train_dataloader.dataset
-        if self.model.logical is not None:
-            self._cached_features = open_cache(self.feature_cache, dataset)
-        if self.trainer.ckpt_path is not None and self._is_complete():
-            return
-        if self.model.logical is not None:
-            # The same images in every process.
-            first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
-            batches = map(restore_deep_images, self._loader(first, shared=False))
-            self.model.initialise(torch.cat([self.normalised(batch.image.to(self.device)) for batch in batches]))
-        if self.model.structural is not None or self.model.composition is not None:
-            self._collect(self._loader(dataset))
-
-    def _is_complete(self) -> bool:
-        return self.model.structural is None or len(self.model.structural.bank) > 0
-
-    @torch.no_grad()
-    def _collect(self, loader: DataLoader[Any]) -> None:
-        """Fit memory bank and composition read-out to all training images, in one pass."""
-        structural, composition = self.model.structural, self.model.composition
-        for batch in map(restore_deep_images, self._progress(loader, "Collecting normal features")):
-            features = self.model.features(self.normalised(batch.image.to(self.device)))
-            keys = [str(path) for path in batch.image_path]
-            if structural is not None:
-                structural.collect(features.structural, keys)
-            if composition is not None:
-                composition.collect(features.composition, keys)
-        if structural is not None:
-            structural.finish(progress=self._shows_progress)
-        if composition is not None:
-            composition.finish()
-
     # ---------------------------------------------------------------- training
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
@@ -328,32 +230,6 @@ class Npgmf(NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # typ
         scores = self._calibrator.run(batches)
         if isinstance(self.post_processor, CalibratedPostProcessor):
             self.post_processor.calibrate(scores)
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images as the model takes them."""
-        transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
-        result: Tensor = transform(images) if transform else images
-        return result
-
-    def _loader(self, dataset: Any, *, shared: bool = True) -> DataLoader[Any]:
-        """Un-augmented images of a dataset, in order; in a distributed run this process's share of them, or all."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        first, step = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
-        share = range(first, len(dataset), step)
-        view = plain(dataset.subsample(list(share)), self.settings.image_size)
-        return DataLoader(
-            view,
-            batch_size=getattr(datamodule, "eval_batch_size", 8),
-            num_workers=getattr(datamodule, "num_workers", 0),
-            collate_fn=view.collate_fn,
-        )
-
-    @property
-    def _shows_progress(self) -> bool:
-        return self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
-
-    def _progress(self, items: Iterable[Any], description: str) -> Iterable[Any]:
-        return tqdm(items, desc=description, disable=not self._shows_progress)
 
     # ---------------------------------------------------------------- inference
 

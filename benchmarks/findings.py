@@ -1,4 +1,6 @@
-"""Rewrite the tables of docs/findings.md from the results files; a figure that was not measured stays empty.
+"""Rewrite the tables of docs/findings.md and of the README's results from the results files.
+
+A figure that was not measured stays empty.
 
 python benchmarks/findings.py
 """
@@ -21,8 +23,6 @@ from anomalib_npgmf.benchmark.report_records import AUROC, SPRO, Group, Metric, 
 from anomalib_npgmf.benchmark.tables import percent, table
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "findings.md"
-COUNTED = ("loose_screws", "tablet_dish")  # where the rule is how many parts there are
 METRICS = (*AUROC, *SPRO)
 HEADINGS = [f"{name} {kind}" for name in ("AUROC", "sPRO@0.05") for kind in ("logical", "structural", "mean")]
 
@@ -205,10 +205,40 @@ def study(name: str, rows_of: Any) -> str:
     return table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows])
 
 
+def readme_results(found: dict[str, Source]) -> str:
+    """Every map of the model, mean over categories."""
+    names = {"logical branch": "logical", "structural branch": "structural", **LEVERS}
+    rows = [
+        [text, *(percent(found[name].group.overall(name, metric)) for metric in METRICS)]
+        for text, name in names.items()
+        if name in found
+    ]
+    return table(["map", *HEADINGS], rows)
+
+
+def readme_models() -> str:
+    """Every model of the plan, mean over categories."""
+    plan = load_plan(ROOT / "configs" / "plans" / "synthetic.yaml")
+    rows = []
+    for group in load_results(RESULTS / plan.name, plan).groups:
+        seeds = len(group.by_seed("merged", AUROC[0]))
+        cells = [percent(group.overall("merged", metric)) for metric in (*AUROC, SPRO[2])]
+        rows.append([group.model, str(seeds) if seeds else "", *cells])
+    return table(["model", "seeds", *HEADINGS[:3], HEADINGS[5]], rows)
+
+
+def fill(page: Path, content: dict[str, str]) -> None:
+    """Put the tables between their marks."""
+    text = page.read_text(encoding="utf-8")
+    for name, part in content.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = f"{text.split(start)[0]}{start}\n{part}\n{end}{text.split(end)[1]}"
+    page.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    """Fill the page."""
+    """Fill the pages."""
     found = sources()
-    text = PAGE.read_text()
     content = {
         "claims": claims(found),
         "levers": levers(found),
@@ -219,10 +249,8 @@ def main() -> None:
         "merging": study("merging_study", merging_rows),
         "composition": study("composition_study", composition_rows),
     }
-    for name, part in content.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = f"{text.split(start)[0]}{start}\n{part}\n{end}{text.split(end)[1]}"
-    PAGE.write_text(text)
+    fill(ROOT / "docs" / "findings.md", content)
+    fill(ROOT / "README.md", {"results": readme_results(found), "models": readme_models()})
     print(content["claims"], content["levers"], content["conditions"], sep="\n\n")
 
 
