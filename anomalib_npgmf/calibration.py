@@ -105,7 +105,9 @@ class Calibrator:
             peaks: list[tuple[float, float]] = []
             for maps in self._back(kept, device):
                 peaks += scores_to_compare(merger, maps)
-            merger.composition.calibrate(*torch.tensor(gather_list(peaks)).T)
+            assert self._model.composition is not None
+            scores_of, distances = torch.tensor(gather_list(peaks)).T
+            merger.composition.calibrate(scores_of, distances, self._model.composition.held_out)
         scores: list[float] = []
         for maps in self._back(kept, device):
             score: Any = self._model.merge(maps).pred_score

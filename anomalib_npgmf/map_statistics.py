@@ -45,6 +45,11 @@ class MapStatistics:
         """Standard deviation over all values seen (divided by their number)."""
         return (self._squares / self.count) ** 0.5 if self.count else 0.0
 
+    @property
+    def sample_std(self) -> float:
+        """Standard deviation divided by the number less one; of at least two values."""
+        return (self._squares / (self.count - 1)) ** 0.5
+
     def synchronise(self) -> None:
         """Combine the statistics of all processes, in the order of their ranks; no effect in a single process."""
         blocks = gather_list([(self.count, self.mean, self._squares)])

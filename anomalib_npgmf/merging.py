@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
+from anomalib_npgmf.map_statistics import MapStatistics
+
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
 _COMPOSITION_MARGIN = 0.5  # deviations; chosen on SyntheticLOCO seeds 100 to 102, which no reported figure uses
@@ -40,19 +42,25 @@ class CompositionMerger(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
 
-    def calibrate(self, scores: Tensor, distances: Tensor) -> None:
+    def calibrate(self, scores: Tensor, distances: Tensor, held_out: Tensor | None = None) -> None:
         """Fix mean and standard deviation.
 
         Args:
             scores: Image scores of the branches on normal images that nothing was fitted on, [N].
             distances: Composition distances of the same images, [N].
+            held_out: Number, mean and sum of squared deviations of more distances, [3]; see
+                `anomalib_npgmf.composition.CompositionBranch`.
         """
-        for index, values in enumerate((scores.double(), distances.double())):
-            mean = values.mean()
+        for index, values in enumerate((scores, distances)):
+            statistics = MapStatistics()
+            statistics.update(values)
+            if index == 1 and held_out is not None:
+                number, mean, squares = held_out.tolist()
+                statistics.combine(int(number), mean, squares)
             # A handful of images may agree by chance, and a single one always does.
-            least = (_LEAST_SPREAD * mean.abs()).clamp_min(1e-6)
-            spread = values.std() if len(values) > 1 else mean.abs()
-            self.mean[index], self.std[index] = mean, torch.maximum(spread, least)
+            least = max(_LEAST_SPREAD * abs(statistics.mean), 1e-6)
+            spread = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
+            self.mean[index], self.std[index] = statistics.mean, max(spread, least)
 
     def forward(self, branches: Tensor | None, composition: Tensor) -> Tensor:
         """Combine.

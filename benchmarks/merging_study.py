@@ -85,12 +85,14 @@ def train(category: str, seed: int, root: Path, weights: str, file: Path) -> Non
     content = {part: torch.cat(keep.maps[part]).half().numpy() for part in PARTS}
     content |= {f"cal_{part}": torch.cat(normal[part]).half().numpy() for part in PARTS}
     file.parent.mkdir(parents=True, exist_ok=True)
+    assert model.model.composition is not None
+    content["held_out"] = model.model.composition.held_out.numpy()
     np.savez_compressed(file, path=np.array(keep.paths), mean=merger.mean, std=merger.std, **content)
 
 
 def rules(file: Path) -> Maps:
     """Merged maps of the test images, [N, 1, H, W], by rule."""
-    from anomalib_npgmf.merging import MapMerger
+    from anomalib_npgmf.merging import CompositionMerger, MapMerger
 
     with np.load(file) as content:
         kept = {name: content[name] for name in content.files}
@@ -104,8 +106,13 @@ def rules(file: Path) -> Maps:
         sums = {"sum": z["logical"] + 3 * z["structural"], "maximum": torch.maximum(z["logical"], z["structural"])}
         return z | sums | {"composition": raw["composition"]}
 
-    test, normal = smoothed(""), {name: values.amax((1, 2, 3)) for name, values in smoothed("cal_").items()}
-    unit = {name: (values - normal[name].mean()) / normal[name].std() for name, values in test.items()}
+    unit = {}
+    normal = smoothed("cal_")
+    for name, values in smoothed("").items():
+        calibrated = CompositionMerger()
+        peaks = normal[name].amax((1, 2, 3))
+        calibrated.calibrate(peaks, peaks, torch.from_numpy(kept["held_out"]) if name == "composition" else None)
+        unit[name] = (values - calibrated.mean[1]) / calibrated.std[1]
     branches, c = {name: unit[name] for name in ("sum", "maximum")}, unit["composition"]
     found: Maps = {
         "logical branch": unit["logical"],

@@ -12,7 +12,7 @@ import torch
 from _factory import draw_category, folder_of, make_engine, make_model, mvtec
 from torch import nn
 
-from anomalib_npgmf import Npgmf, lightning_model
+from anomalib_npgmf import Npgmf, preparation
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_folder_gives_its_name_to_clip(category: Path, tmp_path: Path, monkeyp
         captions.append(caption)
         return torch.ones(512)
 
-    monkeypatch.setattr(lightning_model, "encode_caption", encode)
+    monkeypatch.setattr(preparation, "encode_caption", encode)
     options = {"branches": "logical", "text_prior": "clip", "visualizer": False}
     for prompt in (None, "A red box"):
         model = make_model(prompt=prompt, **options)

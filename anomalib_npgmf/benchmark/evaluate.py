@@ -133,7 +133,9 @@ def sum_with_composition(module: Npgmf) -> MapMerger | None:
     if not pairs:
         return None
     assert merger.composition is not None
-    merger.composition.calibrate(*torch.tensor(pairs).T)
+    assert model.composition is not None
+    scores, distances = torch.tensor(pairs).T
+    merger.composition.calibrate(scores, distances, model.composition.held_out)
     return merger
 
 

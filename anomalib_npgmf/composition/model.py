@@ -19,7 +19,7 @@ from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation
-from anomalib_npgmf.composition.variation import NormalVariation
+from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
 _RARE = 1e-4  # share below which a code counts as absent; keeps the slope of the square root finite
 
@@ -52,6 +52,11 @@ class CompositionBranch(nn.Module):
         channels: Channels of each.
         config: Settings.
 
+    Attributes:
+        held_out: Number, mean and sum of squared deviations of the distances of the training images, each from the
+            normal variation of the others (cross-validation, the codes kept), [3]: what a normal image's distance is
+            like, known more exactly than from the few images that calibration holds out.
+
     Example:
         >>> branch = CompositionBranch([3], [2], CompositionConfig(levels=(3,), codebook_sizes=(2,), codebooks=1))
         >>> def scene(parts):  # that many of 64 patches show a part
@@ -67,6 +72,8 @@ class CompositionBranch(nn.Module):
         (3, (8, 8))
     """
 
+    held_out: Tensor
+
     def __init__(self, levels: Sequence[int], channels: Sequence[int], config: CompositionConfig) -> None:
         super().__init__()
         self.levels = tuple(levels)
@@ -77,6 +84,7 @@ class CompositionBranch(nn.Module):
         self._weights = [2.0 ** -self.levels[i] / total for i in self._inputs]
         self.codes = nn.ModuleList(SoftCodes(channels[i], size, books) for i, size in pairs)
         self.variations = nn.ModuleList(NormalVariation(books, size) for _, size in pairs)
+        self.register_buffer("held_out", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
@@ -101,7 +109,9 @@ class CompositionBranch(nn.Module):
         maps = collector.assemble()
         distributed = dist.is_available() and dist.is_initialized()
         if not distributed or dist.get_rank() == 0:
-            for index, codes, variation in zip(self._inputs, self.codes, self.variations, strict=True):
+            squared = torch.zeros(len(maps[0]))
+            bags = zip(self._inputs, self._weights, self.codes, self.variations, strict=True)
+            for index, weight, codes, variation in bags:
                 level, projection = maps[index], collector.projections[index]
                 assert isinstance(codes, SoftCodes)
                 assert isinstance(variation, NormalVariation)
@@ -114,6 +124,10 @@ class CompositionBranch(nn.Module):
                         values = torch.einsum("cd,bdhw->bchw", projection.to(values), values)
                     vectors.append(_vector(codes(values)))
                 variation.fit(torch.cat(vectors))
+                squared += weight * cross_validated(torch.cat(vectors)).cpu()
+            if len(squared) > 2:
+                spread, mean = torch.var_mean(squared.sqrt(), correction=0)
+                self.held_out.copy_(torch.tensor([len(squared), mean, len(squared) * spread]))
         if distributed:
             for buffer in self.buffers():
                 dist.broadcast(buffer, src=0)

@@ -6,6 +6,8 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
+_MOST_FOLDS = 60
+
 
 class NormalVariation(nn.Module):
     """Gaussians over the composition vectors of normal images, one for each codebook.
@@ -74,3 +76,32 @@ class NormalVariation(nn.Module):
         deviation = vectors - self.mean
         gradient = (self.precision @ deviation.unsqueeze(-1)).squeeze(-1)
         return deviation, gradient
+
+
+def cross_validated(vectors: Tensor) -> Tensor:
+    """Squared distance of each normal image from the variation of the others.
+
+    Args:
+        vectors: Composition vectors, [N, R, K]. Of more than sixty images, several are left out at a time.
+
+    Returns:
+        Mean over the codebooks, [N]; zero for less than three images.
+
+    Example:
+        >>> vectors = torch.randn(200, 1, 2, generator=torch.Generator().manual_seed(0))
+        >>> bool(0.9 < cross_validated(vectors).mean() < 1.2)
+        True
+    """
+    count, books, size = vectors.shape
+    squared = vectors.new_zeros(count)
+    if count < 3:
+        return squared
+    variation = NormalVariation(books, size).to(vectors)
+    folds = min(count, _MOST_FOLDS)
+    fold_of = torch.arange(count) % folds
+    for fold in range(folds):
+        chosen = fold_of == fold
+        variation.fit(vectors[~chosen])
+        deviation, gradient = variation(vectors[chosen])
+        squared[chosen] = (deviation * gradient).sum(dim=2).mean(dim=1)
+    return squared

@@ -2,10 +2,13 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.composition.model import _vector
+from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
 SIDE = 16
 COLOURS = torch.tensor([[0.0, 0.0, 0.0], [6.0, 0.0, 1.0], [0.0, 6.0, -1.0]])
@@ -120,3 +123,34 @@ def test_order_and_batches_do_not_matter() -> None:
     other.finish()
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_held_out_distances_are_those_from_the_other_images(branch: CompositionBranch) -> None:
+    """With the codes kept, the normal variation is fitted anew without each image; unseen images are like that."""
+    (codes,) = branch.codes
+    vectors = torch.cat([_vector(codes(_scene(4, 6, seed)[0])) for seed in range(30)])
+    distances = []
+    for index in range(30):
+        others = NormalVariation(*vectors.shape[1:])
+        others.fit(torch.cat([vectors[:index], vectors[index + 1 :]]))
+        deviation, gradient = others(vectors[index : index + 1])
+        distances.append((deviation * gradient).sum(dim=2).mean().sqrt().item())
+    number, mean, squares = branch.held_out.tolist()
+    assert number == 30
+    assert mean == pytest.approx(np.mean(distances), rel=1e-4)
+    assert squares == pytest.approx(30 * np.var(distances), rel=1e-3)
+    unseen = torch.cat([_scene(4, 6, 1000 + seed)[0] for seed in range(60)])
+    seen = torch.cat([_scene(4, 6, seed)[0] for seed in range(30)])
+    far, near = (branch([images], (SIDE, SIDE)).distance.mean().item() for images in (unseen, seen))
+    assert near < mean
+    assert mean == pytest.approx(far, rel=0.15)
+
+
+def test_of_many_images_several_are_left_out_at_a_time() -> None:
+    vectors = torch.randn(150, 2, 3, generator=torch.Generator().manual_seed(0))
+    squared = cross_validated(vectors)
+    others = NormalVariation(2, 3)
+    others.fit(vectors[torch.arange(150) % 60 != 7])  # 7, 67 and 127 are left out together
+    deviation, gradient = others(vectors[[7, 67, 127]])
+    assert torch.allclose(squared[[7, 67, 127]], (deviation * gradient).sum(dim=2).mean(dim=1), atol=1e-5)
+    assert torch.equal(cross_validated(vectors[:2]), torch.zeros(2))

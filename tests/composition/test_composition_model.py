@@ -131,3 +131,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in alone.items():
             assert torch.allclose(state[name], value, atol=1e-5), name
+
+
+def test_distances_from_cross_validation_join_those_of_calibration() -> None:
+    few, more = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0, 8.0])
+    merger = CompositionMerger()
+    merger.calibrate(few, few, torch.tensor([3.0, 6.0, 8.0]))  # number, mean, sum of squared deviations of the others
+    assert merger.mean.tolist() == pytest.approx([1.5, torch.cat([few, more]).mean().item()])
+    assert merger.std.tolist() == pytest.approx([few.std().item(), torch.cat([few, more]).std().item()])
