@@ -6,7 +6,8 @@
 Trains preset small on drawn images with both branches and the composition read-out, logical branch at 128 px, the rest
 at 256 px, keeps the raw maps of calibration and test images below the root, and merges them by every rule. Statistics
 come from the calibration images alone, as in the model. The seeds are not those of the reported benchmark: the rule and
-the margin of the composition were chosen with this study.
+the margin of the composition were chosen with this study. A cell, a category and a seed, that is in the results file is
+not measured again.
 """
 
 from __future__ import annotations
@@ -132,19 +133,19 @@ def rules(file: Path) -> Maps:
     return found
 
 
-def measure(file: Path, with_spro: bool) -> dict[str, dict[str, float]]:
+def measure(file: Path) -> dict[str, dict[str, float]]:
     """Image AUROC and AU-sPRO at 0.05 by rule, in per cent."""
     with np.load(file) as content:
         truth = GroundTruth([Path(path) for path in content["path"].tolist()])
     found = {}
     for name, merged in rules(file).items():
-        areas = {"AUROC": truth.auroc(merged.amax((1, 2, 3)))} | ({"sPRO": truth.spro(merged)} if with_spro else {})
+        areas = {"AUROC": truth.auroc(merged.amax((1, 2, 3))), "sPRO": truth.spro(merged)}
         found[name] = {f"{metric} {kind}": 100 * v for metric, values in areas.items() for kind, v in values.items()}
     return found
 
 
 def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per category, mean over its seeds; then over the means of all categories."""
+    """Image AUROC per category, logical / structural, mean over its seeds (their number); then means of categories."""
     categories = list(dict.fromkeys(key.split("/")[0] for key in cells))
     rows = []
     for name in next(iter(cells.values())):
@@ -154,7 +155,8 @@ def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
             means[category] = {column: sum(cell[column] for cell in found) / len(found) for column in found[0]}
         row: dict[str, Any] = {"rule": name}
         for category, values in means.items():
-            row[category] = " / ".join(f"{values[f'AUROC {kind}']:.1f}" for kind in KINDS)
+            number = sum(key.split("/")[0] == category for key in cells)
+            row[f"{category} ({number})"] = " / ".join(f"{values[f'AUROC {kind}']:.1f}" for kind in KINDS)
         columns = list(next(iter(means.values())))
         row |= {c: f"{sum(values[c] for values in means.values()) / len(means):.1f}" for c in columns}
         rows.append(row)
@@ -168,24 +170,25 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder for the drawn images and the maps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
-    parser.add_argument("--no-spro", dest="spro", action="store_false", help="image AUROC alone")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    results = RESULTS / "merging_study.json"
+    cells: dict[str, Any] = json.loads(results.read_text())["cells"] if results.is_file() else {}
     if arguments.table:
-        print_table(table_rows(json.loads((RESULTS / "merging_study.json").read_text())["cells"]))
+        print_table(table_rows(cells))
         return
     fix_threads(arguments.threads)
-    cells = {}
     for category in arguments.categories:
         for seed in arguments.seeds:
+            if f"{category}/{seed}" in cells:
+                continue
             file = arguments.root / "maps" / f"{category}_{seed}.npz"
             if not file.is_file():
                 train(category, seed, arguments.root, arguments.weights, file)
-            cells[f"{category}/{seed}"] = measure(file, arguments.spro)
+            cells[f"{category}/{seed}"] = measure(file)
+            save("merging_study", table_rows(cells), cells=cells)
             print(f"{category}, seed {seed}", flush=True)
-    rows = table_rows(cells)
-    save("merging_study", rows, cells=cells)
-    print_table(rows)
+    print_table(table_rows(cells))
 
 
 if __name__ == "__main__":
