@@ -156,12 +156,12 @@ def levers_by_category(found: dict[str, Source]) -> str:
     return table(["map", *categories], rows)
 
 
-def conditions(found: dict[str, Source]) -> str:
-    """What was asked of the composition, category by category: ``plus`` less eq. 11."""
+def conditions(found: dict[str, Source], without: str) -> str:
+    """What was asked of the composition, category by category: ``plus`` less another rule."""
     rows = []
     for category in found["1:3"].group.categories:
         cells = [
-            percent(spread(differences(found["merged"], found["1:3"], metric, [category])), signed=True)
+            percent(spread(differences(found["merged"], found[without], metric, [category])), signed=True)
             for metric in (*AUROC, SPRO[2])
         ]
         rows.append([category, percent(_of_category(found["merged"], category, AUROC[0])), *cells])
@@ -243,7 +243,8 @@ def main() -> None:
         "claims": claims(found),
         "levers": levers(found),
         "categories": levers_by_category(found),
-        "conditions": conditions(found),
+        "conditions": conditions(found, "1:3"),
+        "read-out": conditions(found, "maximum"),
         "codebooks": codebooks(found),
         "one model": study("one_model", one_model_rows),
         "merging": study("merging_study", merging_rows),
