@@ -32,7 +32,7 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "codes": (440, 90, 152, 50, VIOLET, "soft codes of patches"),
     "variation": (612, 90, 136, 66, VIOLET, "how much there is\nof each, against\nnormal images"),
     "composition": (776, 90, 136, 66, VIOLET, "composition map:\nwhere the\nsurplus lies"),
-    "calibration": (942, 355, 132, 96, GREEN, "calibration on\nnormal images,\nsum 1 : 3 (eq. 11),\nsmoothing"),
+    "calibration": (942, 355, 132, 96, GREEN, "calibrate, smooth,\nsum 1 : 3 (eq. 11)\nor maximum"),
     "maximum": (942, 170, 132, 66, GREEN, "calibration,\nmaximum (if the\nread-out is on)"),
     "score": (1110, 262, 132, 80, GREEN, "merged map;\nits maximum is\nthe score; label by\nthe threshold"),
 }

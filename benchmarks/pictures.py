@@ -28,7 +28,7 @@ from anomalib_npgmf.benchmark.plan import Cell, load_plan
 from anomalib_npgmf.benchmark.weights import insert_files, parse_weights
 from anomalib_npgmf.metrics.ground_truth import kind_of
 from anomalib_npgmf.pictures import Picture, heat_map, outline, to_rgb
-from anomalib_npgmf.visualizer import calibrated_maps, speaking_part
+from anomalib_npgmf.visualizer import speaking_part
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"logical_anomalies": "logical anomaly", "structural_anomalies": "structural anomaly", "good": "good"}
@@ -71,7 +71,7 @@ def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
         merged = model.model.merge(found.maps)
         assert merged.pred_score is not None
         scores = post._normalize(merged.pred_score, *image_scale)
-        parts = calibrated_maps(merger, found.maps) | {"merged": merged.anomaly_map}
+        parts = merger.calibrated_maps(found.maps) | {"merged": merged.anomaly_map}
         speakers = speaking_part(merger, found.maps)
         for index, path in enumerate(batch.image_path):
             image = _sized(to_rgb(images[index]))
