@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from _common import RESULTS
 from composition_study import table_rows as composition_rows
+from merging_study import spread_rows
 from merging_study import table_rows as merging_rows
 from one_model import table_rows as one_model_rows
 
@@ -196,12 +197,12 @@ def codebooks(found: dict[str, Source]) -> str:
     return table(["category", "logical branch", *HEADINGS], rows)
 
 
-def study(name: str, rows_of: Any) -> str:
+def study(name: str, rows_of: Any, key: str = "cells") -> str:
     """Table of a study's results file."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return "Not measured yet."
-    rows = rows_of(json.loads(path.read_text())["cells"])
+    rows = rows_of(json.loads(path.read_text())[key])
     return table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows])
 
 
@@ -248,6 +249,7 @@ def main() -> None:
         "codebooks": codebooks(found),
         "one model": study("one_model", one_model_rows),
         "merging": study("merging_study", merging_rows),
+        "spread": study("merging_study", spread_rows, "spreads"),
         "composition": study("composition_study", composition_rows),
     }
     fill(ROOT / "docs" / "findings.md", content)

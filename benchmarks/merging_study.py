@@ -27,6 +27,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from anomalib_npgmf.data.synthetic.writer import SCENES
+from anomalib_npgmf.merging import CompositionMerger, MapMerger
 
 PARTS = ("logical", "structural", "composition")
 MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -93,8 +94,6 @@ def train(category: str, seed: int, root: Path, weights: str, file: Path) -> Non
 
 def rules(file: Path) -> Maps:
     """Merged maps of the test images, [N, 1, H, W], by rule."""
-    from anomalib_npgmf.merging import CompositionMerger, MapMerger
-
     with np.load(file) as content:
         kept = {name: content[name] for name in content.files}
 
@@ -144,6 +143,31 @@ def measure(file: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def spreads(file: Path) -> dict[str, float]:
+    """Deviation of a normal image's composition distance, from three sources."""
+    with np.load(file) as content:
+        kept = {name: content[name] for name in content.files}
+    held_out = torch.from_numpy(kept["cal_composition"]).float().amax((1, 2, 3))
+    alone, joined = CompositionMerger(), CompositionMerger()
+    alone.calibrate(held_out, held_out)
+    joined.calibrate(held_out, held_out, torch.from_numpy(kept["held_out"]))
+    truth = GroundTruth([Path(path) for path in kept["path"].tolist()])
+    good = torch.from_numpy(kept["composition"]).float().amax((1, 2, 3))[truth.part("good")]
+    return {
+        "calibration images": alone.std[1].item(),
+        "with cross-validation": joined.std[1].item(),
+        "good test images": good.std().item(),
+    }
+
+
+def spread_rows(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One row per category and seed."""
+    return [
+        {"category, seed": key.replace("/", ", "), **{name: f"{value:.3f}" for name, value in values.items()}}
+        for key, values in found.items()
+    ]
+
+
 def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Image AUROC per category, logical / structural, mean over its seeds (their number); then means of categories."""
     categories = list(dict.fromkeys(key.split("/")[0] for key in cells))
@@ -173,20 +197,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     results = RESULTS / "merging_study.json"
-    cells: dict[str, Any] = json.loads(results.read_text())["cells"] if results.is_file() else {}
+    stored = json.loads(results.read_text()) if results.is_file() else {}
+    cells: dict[str, Any] = stored.get("cells", {})
+    found: dict[str, Any] = stored.get("spreads", {})
     if arguments.table:
         print_table(table_rows(cells))
         return
     fix_threads(arguments.threads)
     for category in arguments.categories:
         for seed in arguments.seeds:
-            if f"{category}/{seed}" in cells:
+            key = f"{category}/{seed}"
+            if key in cells and key in found:
                 continue
             file = arguments.root / "maps" / f"{category}_{seed}.npz"
             if not file.is_file():
                 train(category, seed, arguments.root, arguments.weights, file)
-            cells[f"{category}/{seed}"] = measure(file)
-            save("merging_study", table_rows(cells), cells=cells)
+            found[key] = spreads(file)
+            cells[key] = cells.get(key) or measure(file)
+            save("merging_study", table_rows(cells), cells=cells, spreads=found)
             print(f"{category}, seed {seed}", flush=True)
     print_table(table_rows(cells))
 
