@@ -1,4 +1,7 @@
-"""Calibration: what the maps and scores of normal images look like, from images that no branch was fitted on."""
+"""Calibration: what maps and scores of normal images look like, from images that no branch was fitted on.
+
+The composition adds cross-validated distances of the training images, see `CompositionBranch.held_out`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

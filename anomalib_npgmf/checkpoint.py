@@ -11,7 +11,7 @@ from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.resize import exportable
 
 
-def check_checkpoint(checkpoint: dict[str, Any], model: AnomalibModule, preset: str) -> None:
+def check_checkpoint(checkpoint: dict[str, Any], model: "NpgmfCheckpoint", preset: str) -> None:
     """Raise unless a checkpoint holds the model that is to take it.
 
     Args:
@@ -20,7 +20,7 @@ def check_checkpoint(checkpoint: dict[str, Any], model: AnomalibModule, preset: 
         preset: The model's preset.
 
     Raises:
-        ValueError: If the checkpoint is of another model, another preset or another architecture.
+        ValueError: If the checkpoint is of another model, another preset, another merging or another architecture.
     """
     if KEY not in checkpoint:
         msg = "This checkpoint was not written by Npgmf; give one that was."
@@ -28,6 +28,14 @@ def check_checkpoint(checkpoint: dict[str, Any], model: AnomalibModule, preset: 
     stored = checkpoint[KEY]["preset"]
     if stored != preset:
         msg = f"The checkpoint is of preset {stored!r}, the model of preset {preset!r}; set preset to {stored!r}."
+        raise ValueError(msg)
+    merging, weights = checkpoint[KEY].get("merging"), checkpoint[KEY].get("weights")
+    own = model.describe()
+    if (merging, weights) != (own["merging"], own["weights"]):
+        msg = (
+            f"The checkpoint was calibrated for merging {merging!r} with the weights {weights}; set merging, "
+            "logical_weight and structural_weight to these."
+        )
         raise ValueError(msg)
     state = checkpoint["state_dict"]
     # The bank's size is known only after training.

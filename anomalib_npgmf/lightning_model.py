@@ -32,7 +32,7 @@ class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, Anoma
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
-    frozen features under normal priors (logical branch), and adds their calibrated maps.
+    frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
         preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
@@ -209,7 +209,7 @@ class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, Anoma
         self._calibrate_on(self.calibration_batches())
 
     def calibration_batches(self) -> Iterable[ImageBatch]:
-        """The normal images that the model was calibrated on in its last fit; none before."""
+        """The normal images that the model was calibrated on in its last fit, this process's share; none before."""
         return map(restore_deep_images, self._loader(self._calibration_data)) if self._calibration_data else ()
 
     @torch.no_grad()

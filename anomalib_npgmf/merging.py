@@ -1,5 +1,7 @@
 """Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from anomalib.models.components import GaussianBlur2d
@@ -9,7 +11,7 @@ from anomalib_npgmf.map_statistics import MapStatistics
 
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
-_COMPOSITION_MARGIN = 0.5  # deviations; chosen on SyntheticLOCO seeds 100 to 102, which no reported figure uses
+COMPOSITION_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
 _LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
 
 
@@ -50,6 +52,9 @@ class CompositionMerger(nn.Module):
             distances: Composition distances of the same images, [N].
             held_out: Number, mean and sum of squared deviations of more distances, [3]; see
                 `anomalib_npgmf.composition.CompositionBranch`.
+
+        Raises:
+            ValueError: If a score is NaN or infinite.
         """
         for index, values in enumerate((scores, distances)):
             statistics = MapStatistics()
@@ -57,6 +62,9 @@ class CompositionMerger(nn.Module):
             if index == 1 and held_out is not None:
                 number, mean, squares = held_out.tolist()
                 statistics.combine(int(number), mean, squares)
+            if statistics.count and not math.isfinite(statistics.mean):
+                msg = "Image scores of the calibration images are not finite; check the images."
+                raise ValueError(msg)
             # A handful of images may agree by chance, and a single one always does.
             least = max(_LEAST_SPREAD * abs(statistics.mean), 1e-6)
             spread = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
@@ -81,7 +89,7 @@ class CompositionMerger(nn.Module):
 
     def of_composition(self, composition: Tensor) -> Tensor:
         """The composition map in the common unit, less the margin; any shape."""
-        return (composition - self.mean[1]) / self.std[1] - _COMPOSITION_MARGIN
+        return (composition - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
 
 
 class MapMerger(nn.Module):
@@ -200,7 +208,7 @@ class MapMerger(nn.Module):
         return self.blur(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
 
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map of each part in the unit of the merged map: what that would be if the other parts said nothing.
+        """Map of each part in the unit of the merged map: the parts of a sum, or what a maximum is taken of.
 
         Args:
             maps: Raw maps by part, [B, 1, h, w] each.

@@ -229,7 +229,7 @@ class NpgmfModel(nn.Module):
         """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
 
         Args:
-            maps: Raw maps by branch.
+            maps: Raw maps by part.
 
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, *config.image_size].

@@ -74,7 +74,7 @@ class NpgmfVisualizer(ImageVisualizer):
     """One picture per test image: image, ground truth, each part's map, merged map and reconstruction.
 
     The maps of the parts are on the scale of the merged map: green is where a part alone reaches the threshold. The
-    title gives score and label and names the branch that adds most at the highest point. Where the composition read-out
+    title gives score and label and names the branch that says most at the highest point. Where the composition read-out
     decides the score instead, a second line says of what there is too much or too little, and the patches of that kind
     are outlined in its map.
 

@@ -143,6 +143,8 @@ def main() -> None:
     if arguments.table:
         print_table(table_rows(cells))
         return
+    if arguments.weights is None or arguments.root is None:
+        parser.error("--weights and --root are needed to measure")
     fix_threads(arguments.threads)
     backbone = Backbone(arguments.backbone, LEVELS)
     backbone.load_weights(arguments.weights)

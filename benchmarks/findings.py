@@ -122,8 +122,7 @@ LEVERS = {
     "eq. 11 (1:3)": "1:3",
     "maximum of the calibrated maps": "maximum",
     "composition alone": "composition",
-    "eq. 11 and composition": "1:3+composition",
-    "maximum and composition (`plus`)": "merged",
+    "maximum and composition (as in `plus`)": "merged",
 }
 
 

@@ -5,7 +5,7 @@
 
 Trains preset small on drawn images with both branches and the composition read-out, logical branch at 128 px, the rest
 at 256 px, keeps the raw maps of calibration and test images below the root, and merges them by every rule. Statistics
-come from the calibration images alone, as in the model. The seeds are not those of the reported benchmark: the rule and
+come from normal images alone, as in the model. The seeds are not those of the reported benchmark: the rule and
 the margin of the composition were chosen with this study. A cell, a category and a seed, that is in the results file is
 not measured again.
 """
@@ -203,6 +203,8 @@ def main() -> None:
     if arguments.table:
         print_table(table_rows(cells))
         return
+    if arguments.weights is None or arguments.root is None:
+        parser.error("--weights and --root are needed to measure")
     fix_threads(arguments.threads)
     for category in arguments.categories:
         for seed in arguments.seeds:

@@ -133,6 +133,17 @@ def test_who_speaks_and_on_what_scale() -> None:
     torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
 
 
+def test_of_a_maximum_the_larger_map_speaks() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0, maximum=True)
+    merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
+    maps = {
+        "logical": spot(4, 4, 5.0),
+        "structural": spot(40, 40, 4.0),
+    }  # 4 and 3, weighted 4 and 9
+    assert speaking_part(merger, maps) == ["logical"]
+    assert speaking_part(merger, maps | {"structural": spot(40, 40, 7.0)}) == ["structural"]
+
+
 def test_single_parts() -> None:
     merger = MapMerger((64, 64), 1.0, 3.0)
     merger.calibrate({"structural": (1.0, 1.0)})

@@ -63,6 +63,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
         fitted = time.perf_counter()
         logged = {name: value.item() for name, value in engine.trainer.callback_metrics.items()}
         epochs = engine.trainer.current_epoch
+        test_pass.prepare(model)
         begin = time.perf_counter()
         engine.test(model, datamodule=datamodule, verbose=False)
         tested = time.perf_counter()

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomalib_npgmf.calibration import scores_to_compare
+from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.lightning_model import Npgmf
 from anomalib_npgmf.merging import BRANCHES, MapMerger
 from anomalib_npgmf.metrics.category import spro_curves
@@ -46,9 +47,9 @@ class TestPass(Callback):
     The model must have no post-processor: anomalib's clamps scores, and ties cost ranking.
 
     Attributes:
-        predictions: By ``"merged"``, the model's own output, and for an `Npgmf` with both branches by ``"logical"`` and
-            ``"structural"``, what the same model would say with that branch alone, and by the rules of
-            `alternative_merges`, with composition also by the rule ``"1:3+composition"``; then by path of the image.
+        predictions: By ``"merged"``, the model's own output; for an `Npgmf` of several parts by ``"logical"``,
+            ``"structural"`` and ``"composition"``, what it would say with that part alone, and by the rules of
+            `alternative_merges`, after `prepare` also by ``"1:3+composition"``; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
         reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
@@ -64,11 +65,14 @@ class TestPass(Callback):
         self.reconstructions: dict[Path, Picture] = {}
         self._sum: MapMerger | None = None
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate what eq. 11 and the composition would say together."""
-        del trainer
-        if isinstance(pl_module, Npgmf):
-            self._sum = sum_with_composition(pl_module)
+    def prepare(self, module: LightningModule) -> None:
+        """Calibrate what eq. 11 and the composition would say together; between the fit and the test.
+
+        Args:
+            module: The fitted model. Other models than `Npgmf` need nothing.
+        """
+        if isinstance(module, Npgmf):
+            self._sum = sum_with_composition(module)
 
     def on_test_batch_end(
         self,
@@ -97,10 +101,12 @@ class TestPass(Callback):
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
             merges = alternative_merges(pl_module.model, pl_module.branch_maps.maps)
             if self._sum is not None:
-                size = pl_module.settings.image_size
-                merges["1:3+composition"] = _resize(self._sum(pl_module.branch_maps.maps), size)
+                merges["1:3+composition"] = self._sum(pl_module.branch_maps.maps)
             for rule, merged in merges.items():
-                self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), merged)
+                # The score is that of the merged map, as in the model: enlarging a map lowers its peaks.
+                size = pl_module.settings.image_size
+                enlarged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+                self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), enlarged)
 
     def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
         assert scores is not None
@@ -130,6 +136,7 @@ def sum_with_composition(module: Npgmf) -> MapMerger | None:
         assert batch.image is not None
         image = module.normalised(batch.image.to(merger.mean.device))
         pairs += scores_to_compare(merger, model.branch_maps(image, reconstruct=False).maps)
+    pairs = gather_list(pairs)
     if not pairs:
         return None
     assert merger.composition is not None
@@ -137,10 +144,6 @@ def sum_with_composition(module: Npgmf) -> MapMerger | None:
     scores, distances = torch.tensor(pairs).T
     merger.composition.calibrate(scores, distances, model.composition.held_out)
     return merger
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,15 +154,15 @@ def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[st
         maps: Raw maps by branch.
 
     Returns:
-        Merged maps [B, 1, H, W] by rule: weighted sums, named by the weights logical:structural, and the larger one of
-        the two calibrated maps, ``"maximum"``. Empty unless both branches are there.
+        Merged maps [B, 1, H, W] at the merger's size by rule: weighted sums, named by the weights logical:structural,
+        and the larger one of the two calibrated maps, ``"maximum"``. Empty unless both branches are there.
     """
     if not all(branch in maps for branch in BRANCHES):
         return {}
     z = [model.merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES]
     merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
     merged["maximum"] = torch.maximum(*z)
-    return {rule: _resize(values, model.config.image_size) for rule, values in merged.items()}
+    return merged
 
 
 def evaluate(

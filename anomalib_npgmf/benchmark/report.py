@@ -22,7 +22,7 @@ _MAP_NOTES = {
     "3:1": "the other order of the weights",
     "1:1": "equal weights",
     "maximum": "the larger one of the two calibrated maps",
-    "1:3+composition": "the larger one of eq. 11 and the composition, each in deviations of its image score",
+    "1:3+composition": "the larger one of eq. 11 and the composition, calibrated as in the model",
 }
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
 _PAIRS_OF_MERGED = (

@@ -126,7 +126,7 @@ class CompositionBranch(nn.Module):
                 variation.fit(torch.cat(vectors))
                 squared += weight * cross_validated(torch.cat(vectors)).cpu()
             if len(squared) > 2:
-                spread, mean = torch.var_mean(squared.sqrt(), correction=0)
+                spread, mean = torch.var_mean(squared.clamp_min(0).sqrt(), correction=0)
                 self.held_out.copy_(torch.tensor([len(squared), mean, len(squared) * spread]))
         if distributed:
             for buffer in self.buffers():

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 import anomalib_npgmf
 from anomalib_npgmf.export.metadata import write_onnx, write_torch
 from anomalib_npgmf.export.quantisation import compress_weights, name_by_scope, quantise
-from anomalib_npgmf.merging import BRANCHES
+from anomalib_npgmf.merging import BRANCHES, COMPOSITION_MARGIN
 from anomalib_npgmf.presets import ModelConfig
 from anomalib_npgmf.torch_model import NpgmfModel
 
@@ -58,7 +58,7 @@ class NpgmfExport(ExportMixin):
         merger = self.model.merger
         post: Any = getattr(self, "post_processor", None)
         statistics = {
-            branch: {"mean": mean, "std": std, "weight": 1.0 if merger.maximum else merger.weights[branch]}
+            branch: {"mean": mean, "std": std}
             for branch, mean, std in zip(BRANCHES, merger.mean.tolist(), merger.std.tolist(), strict=True)
             if self.settings.branches in ("both", branch)
         }
@@ -66,7 +66,7 @@ class NpgmfExport(ExportMixin):
             # The distance of the composition and the branches' scores that it is compared with, see CompositionMerger.
             means, stds = merger.composition.mean.tolist(), merger.composition.std.tolist()
             statistics["branches"] = {"mean": means[0], "std": stds[0]}
-            statistics["composition"] = {"mean": means[1], "std": stds[1]}
+            statistics["composition"] = {"mean": means[1], "std": stds[1], "margin": COMPOSITION_MARGIN}
         normalised = getattr(post, "enable_normalization", False)
         return {
             "version": anomalib_npgmf.__version__,
@@ -75,6 +75,7 @@ class NpgmfExport(ExportMixin):
             "structural_backbone": self.settings.structural_backbone or self.settings.backbone,
             "branches": self.settings.branches,
             "merging": self.settings.merging,
+            "weights": None if merger.maximum or self.settings.branches != "both" else merger.weights,
             "category": self.category,
             "prompt": self.prompt,
             "image_size": list(self.settings.image_size),

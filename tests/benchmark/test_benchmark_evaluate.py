@@ -8,7 +8,7 @@ import tifffile
 from anomalib.engine import Engine
 
 from anomalib_npgmf import Npgmf, SyntheticLOCO
-from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass, evaluate
+from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass, evaluate, sum_with_composition
 from anomalib_npgmf.metrics import evaluate_loco
 from anomalib_npgmf.metrics.ground_truth import list_test_images
 
@@ -95,11 +95,13 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
 def test_eq_11_with_a_composition_is_what_that_model_would_say(datamodule: SyntheticLOCO, tmp_path: Path) -> None:
     """A model that merges by the maximum is recalibrated as one that sums; its maps are those of the rule."""
     parts = {"post_processor": False, "evaluator": False, "visualizer": False}
-    model = Npgmf(preset="small", logical_image_size=128, merging="maximum", composition=True, **parts)
+    sizes = {"logical_image_size": 128, "structural_image_size": 256}  # maps are merged at the former, enlarged after
+    model = Npgmf(preset="small", **sizes, merging="maximum", composition=True, **parts)
     passes = [TestPass(), TestPass()]
     settings = {"default_root_dir": tmp_path, "logger": False, "enable_progress_bar": False}
     engine = Engine(max_epochs=1, callbacks=[passes[0]], **settings)
     engine.fit(model, datamodule=datamodule)
+    passes[0].prepare(model)
     engine.test(model, datamodule=datamodule, verbose=False)
     model.model.merger.maximum = False
     model.calibrate(datamodule)
@@ -110,3 +112,11 @@ def test_eq_11_with_a_composition_is_what_that_model_would_say(datamodule: Synth
     assert np.abs(scores[0] - scores[1]).max() > 1e-2
     for path, prediction in first["1:3+composition"].items():
         np.testing.assert_allclose(prediction.anomaly_map, second["merged"][path].anomaly_map, rtol=1e-4, atol=1e-4)
+        assert prediction.score == pytest.approx(second["merged"][path].score, abs=1e-3)
+        assert prediction.score >= first["composition"][path].score - 1e-3  # the larger one of two
+
+
+def test_without_composition_there_is_nothing_to_prepare() -> None:
+    assert sum_with_composition(Npgmf(preset="small", logical_image_size=128)) is None
+    fresh = Npgmf(preset="small", logical_image_size=128, composition=True)
+    assert sum_with_composition(fresh) is None, "not fitted"

@@ -80,6 +80,14 @@ def test_checkpoint_of_another_preset(exported: Exported) -> None:
 
 
 @small
+@pytest.mark.parametrize("changes", [{"merging": "maximum"}, {"logical_weight": 2.0}])
+def test_checkpoint_calibrated_for_another_merging(exported: Exported, changes: dict[str, Any]) -> None:
+    checkpoint = torch.load(exported.checkpoint, weights_only=True)
+    with pytest.raises(ValueError, match="calibrated for merging 'sum' with the weights"):
+        Npgmf(**KINDS["small"] | changes).on_load_checkpoint(checkpoint)
+
+
+@small
 def test_checkpoint_of_another_architecture(exported: Exported) -> None:
     checkpoint = torch.load(exported.checkpoint, weights_only=True)
     other = Npgmf(**KINDS["small"] | {"logical": SLIM | {"code_dim": 16}})

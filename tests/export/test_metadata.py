@@ -33,7 +33,8 @@ def test_every_file_describes_itself(exported: Exported, file: str) -> None:
     for index, branch in enumerate(("logical", "structural")):
         assert metadata["calibration"][branch]["mean"] == state["model.merger.mean"][index].item()
         assert metadata["calibration"][branch]["std"] == state["model.merger.std"][index].item()
-    assert metadata["calibration"]["structural"]["weight"] == 3.0
+    assert metadata["merging"] == "sum"
+    assert metadata["weights"] == {"logical": 1.0, "structural": 3.0}
     age = datetime.now(timezone.utc) - datetime.fromisoformat(metadata["date"])
     assert 0 <= age.total_seconds() + 1 < 24 * 3600
 
