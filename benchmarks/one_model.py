@@ -113,6 +113,13 @@ def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
                         values.append(sum(found[name][arm][column] for name in chosen) / len(chosen))
                 row[column] = spread(values) if values else ""
             rows.append(row)
+    whole = [found for found in by_seed.values() if all(name in found for name in names)]
+    for second in (ARMS[0], ARMS[2]):
+        row = {"category": "mean, seed by seed", "logical branch": f"a vector per category less {second}"}
+        for column in COLUMNS:
+            gaps = [sum(f[name][ARMS[1]][column] - f[name][second][column] for name in names) for f in whole]
+            row[column] = spread([gap / len(names) for gap in gaps], "+") if gaps else ""
+        rows.append(row)
     return rows
 
 
