@@ -1,4 +1,4 @@
-"""Composition read-out: how much of what an image shows, independent of where."""
+"""Composition read-out: how much of what an image shows, as a whole and in each part of it."""
 
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation

@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 _MAX_PATCHES = 20_000  # per k-means; more move the centres less than another start does
+_DAMPING = 0.2  # of whitening, relative to the mean variance: what hardly varies is noise
 
 
 class SoftCodes(nn.Module):
@@ -22,6 +23,8 @@ class SoftCodes(nn.Module):
         channels: Channels C of the features.
         size: Codes K per codebook.
         books: Number R of codebooks.
+        whiten: Whether distances between patches are taken after whitening, in which all directions in feature space
+            vary alike: codes then tell apart what differs in a small part of its features, such as its colour.
 
     Attributes:
         weight: ``2 c / t``, [R, K, C].
@@ -38,8 +41,9 @@ class SoftCodes(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, channels: int, size: int, books: int) -> None:
+    def __init__(self, channels: int, size: int, books: int, *, whiten: bool = False) -> None:
         super().__init__()
+        self._whiten = whiten
         self.register_buffer("weight", torch.zeros(books, size, channels))
         self.register_buffer("bias", torch.zeros(books, size))
 
@@ -57,16 +61,24 @@ class SoftCodes(nn.Module):
         if len(patches) < size:
             msg = f"{size} codes need as many patches, but there are {len(patches)}; lower codebook_sizes."
             raise ValueError(msg)
+        # Both maps are linear, so codes found behind them move to the features: <T x, c> = <x, T' c>.
+        whitening = _whitening(_sample(patches, 0)) if self._whiten else None
         for book in range(books):
-            order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(book))[:_MAX_PATCHES]
-            sample = patches[order.to(patches.device)].float().cpu()
+            sample = _sample(patches, book)
+            if whitening is not None:
+                mean, back = whitening
+                sample = (sample - mean) @ back
             means = KMeans(size, n_init=1, max_iter=50, random_state=book).fit(sample.numpy()).cluster_centers_
             centres = torch.from_numpy(means).to(sample)
             nearest = torch.cdist(sample, centres).amin(dim=1).square()
             temperature = nearest.median().clamp_min(torch.finfo(torch.float32).eps)
-            self.bias[book] = -centres.square().sum(dim=1) / temperature
+            bias = -centres.square().sum(dim=1)
+            if whitening is not None:
+                mean, back = whitening
+                centres = centres @ back
+                bias = bias - 2 * centres @ mean
+            self.bias[book] = bias / temperature
             weight = 2 * centres / temperature
-            # <P^T x, c> = <x, P c>: the codes move to the features, so nothing is projected at inference.
             self.weight[book] = weight if projection is None else weight @ projection.to(weight).T
 
     def forward(self, features: Tensor) -> Tensor:
@@ -82,3 +94,16 @@ class SoftCodes(nn.Module):
         kernel = self.weight.reshape(books * size, channels, 1, 1)
         logits = F.conv2d(features.float(), kernel, self.bias.flatten())
         return logits.unflatten(1, (books, size)).softmax(dim=2)
+
+
+def _sample(patches: Tensor, seed: int) -> Tensor:
+    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:_MAX_PATCHES]
+    return patches[order.to(patches.device)].float().cpu()
+
+
+def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and square root [C, C] of the inverse covariance, directions of little variance damped."""
+    covariance, mean = torch.atleast_2d(torch.cov(sample.double().T)), sample.mean(dim=0)
+    variances, directions = torch.linalg.eigh(covariance)
+    scale = (variances.clamp_min(0) + _DAMPING * variances.mean().clamp_min(1e-12)).rsqrt()
+    return mean, (directions * scale @ directions.T).to(sample)

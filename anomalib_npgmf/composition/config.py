@@ -16,6 +16,9 @@ class CompositionConfig:
         codebooks: Codebooks per level and size, from different starts of k-means. Their distances are averaged too,
             because which parts share a code is to some degree a matter of chance.
 
+        grids: Cells per side of each grid in whose cells amounts are read again, for what belongs where and with what.
+        grid_codebook_sizes: Numbers of codes of those readings.
+
     Raises:
         ValueError: If a value is out of range.
 
@@ -31,6 +34,8 @@ class CompositionConfig:
     levels: tuple[int, ...] = (3, 4)
     codebook_sizes: tuple[int, ...] = (8, 16, 32)
     codebooks: int = 3
+    grids: tuple[int, ...] = (2, 3)
+    grid_codebook_sizes: tuple[int, ...] = (32,)
 
     def __post_init__(self) -> None:
         """Check the ranges and turn lists (as YAML gives them) into sorted tuples."""
@@ -38,9 +43,15 @@ class CompositionConfig:
         if not self.levels or len(set(self.levels)) < len(self.levels) or self.levels[0] < 1:
             msg = f"levels must be distinct backbone levels from 1 on, but they are {self.levels}."
             raise ValueError(msg)
-        object.__setattr__(self, "codebook_sizes", tuple(self.codebook_sizes))
-        if not self.codebook_sizes or min(self.codebook_sizes) < 2:
-            msg = f"codebook_sizes must be at least 2 each, but they are {self.codebook_sizes}."
+        for name in ("codebook_sizes", "grid_codebook_sizes"):
+            sizes = tuple(getattr(self, name))
+            object.__setattr__(self, name, sizes)
+            if not sizes or min(sizes) < 2:
+                msg = f"{name} must be at least 2 each, but they are {sizes}."
+                raise ValueError(msg)
+        object.__setattr__(self, "grids", tuple(self.grids))
+        if self.grids and min(self.grids) < 2:
+            msg = f"grids must be at least 2 each, but they are {self.grids}."
             raise ValueError(msg)
         if self.codebooks < 1:
             msg = f"codebooks must be at least 1, but it is {self.codebooks}."

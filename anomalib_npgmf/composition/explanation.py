@@ -15,9 +15,10 @@ class Explanation(NamedTuple):
         codebook_size: How many codes its codebook has.
         codebook: Number of its codebook among those of that level and size.
         code: Its number in the codebook.
-        share: Share of the image's patches that belong to it, in [0, 1].
+        share: Share of the patches there that belong to it, in [0, 1].
         normal_share: The same on normal images.
-        mask: Patches that belong to the code, boolean [H, W] at the size of the image.
+        mask: Patches there that belong to the code, boolean [H, W] at the size of the image.
+        place: Which part of the image is meant, "image" for all of it.
 
     Example:
         >>> import torch
@@ -33,12 +34,34 @@ class Explanation(NamedTuple):
     share: float
     normal_share: float
     mask: Tensor
+    place: str = "image"
 
     @property
     def text(self) -> str:
         """One line for a caption."""
         sign = "more" if self.share > self.normal_share else "less"
+        where = "" if self.place == "image" else f" in the {self.place}"
         return (
-            f"composition: {sign} of code {self.code} than normal (level {self.level}, {self.codebook_size} codes, "
-            f"{self.share:.1%} of the image instead of {self.normal_share:.1%})"
+            f"composition: {sign} of code {self.code} than normal{where} "
+            f"(level {self.level}, {self.codebook_size} codes, "
+            f"{self.share:.1%} of the {self.place} instead of {self.normal_share:.1%})"
         ).replace("%", " %")
+
+
+def place_of(row: int, column: int, grid: int) -> str:
+    """Name of a cell of a grid.
+
+    Args:
+        row: Its row, from above.
+        column: Its column, from the left.
+        grid: Cells per side.
+
+    Example:
+        >>> place_of(0, 1, 2), place_of(0, 1, 3), place_of(0, 0, 1)
+        ('upper right quarter', 'cell in row 1 and column 2 of 3 x 3', 'image')
+    """
+    if grid == 1:
+        return "image"
+    if grid == 2:
+        return f"{('upper', 'lower')[row]} {('left', 'right')[column]} quarter"
+    return f"cell in row {row + 1} and column {column + 1} of {grid} x {grid}"

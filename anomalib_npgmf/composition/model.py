@@ -1,8 +1,10 @@
-"""Composition read-out: is there as much of everything as in normal images?
+"""Composition read-out: is there as much of everything as in normal images, and is it where it should be?
 
 An anomaly map judges every patch where it lies, so an image with one part too few looks normal everywhere. Here every
 patch is labelled with one of a few codes, and the image is judged by how much there is of each: a bag of visual words
-(Sivic and Zisserman, ICCV 2003) on frozen features, with a model of its normal variation. An addition to the paper.
+(Sivic and Zisserman, ICCV 2003) on frozen features, with a model of its normal variation. A second reading does the
+same in each cell of coarse grids (Lazebnik, Schmid and Ponce, CVPR 2006): there the covariance tells which amounts go
+together. An addition to the paper.
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ from torch import Tensor, nn
 from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
-from anomalib_npgmf.composition.explanation import Explanation
-from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
+from anomalib_npgmf.composition.explanation import Explanation, place_of
+from anomalib_npgmf.composition.reading import Reading
 
-_RARE = 1e-4  # share below which a code counts as absent; keeps the slope of the square root finite
+GRID_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
+_LEAST_SPREAD = 0.05  # of distances over normal images, relative to their mean
 
 
 class CompositionOutput(NamedTuple):
     """What the read-out says of a batch.
 
     Attributes:
-        distance: Distance of each image's composition from the normal ones, [B]; about one for a normal image.
-        anomaly_map: Where the surplus lies, [B, 1, H, W], scaled so that its maximum is the distance.
+        distance: How far each image's composition is from the normal ones, [B], in standard deviations of a normal
+            image's distance.
+        anomaly_map: Where what there is too much of lies, [B, 1, H, W], in the same unit; its maximum is the distance.
     """
 
     distance: Tensor
@@ -37,15 +41,14 @@ class CompositionOutput(NamedTuple):
 
 
 class CompositionBranch(nn.Module):
-    """Bags of soft codes of several sizes on several levels, and their Mahalanobis distance from normal images.
+    """Several readings of an image's composition: the amounts in the whole image, and those in each cell of a grid.
 
-    The composition vector holds the square roots of the codes' shares of the patches, which makes the variance of a
-    count independent of its size. The distance is the root mean square of the Mahalanobis distances of all codebooks,
-    each weighted as the side of its level's map: of more patches, a share is known more exactly.
+    Parts may lie anywhere in the first, which therefore counts best; the others see what lies in the wrong place or
+    does not go with the rest. Each distance is brought to the unit of its deviation over normal images, and the largest
+    one decides, where readings of a grid give way by half a deviation: most of what they see is far off, while counting
+    does not bear false alarms.
 
-    Every patch adds to the distance through the codes it belongs to: a patch of codes of which there is too much raises
-    it, one of codes of which there is too little lowers it. The map shows the first order of that, relative to the mean
-    patch, where positive. Too many parts light up themselves; with one too few, what shows in its place does.
+    Too many parts light up themselves; with one too few, what shows in its place does.
 
     Args:
         levels: Number of each level that is read, for explanations.
@@ -53,12 +56,16 @@ class CompositionBranch(nn.Module):
         config: Settings.
 
     Attributes:
-        held_out: Number, mean and sum of squared deviations of the distances of the training images, each from the
-            normal variation of the others (cross-validation, the codes kept), [3]: what a normal image's distance is
-            like, known more exactly than from the few images that calibration holds out.
+        mean: Mean distance of a normal image in each reading, from cross-validation: of each training image from the
+            variation of the others, [R].
+        std: Its standard deviation.
+        margin: By how many deviations each reading gives way, [R].
+        held_out: Number, mean and sum of squared deviations of the largest distance, in that unit, over the training
+            images, [3]: what a normal image is like, known more exactly than from the few that calibration holds out.
 
     Example:
-        >>> branch = CompositionBranch([3], [2], CompositionConfig(levels=(3,), codebook_sizes=(2,), codebooks=1))
+        >>> config = CompositionConfig(levels=(3,), codebook_sizes=(2,), codebooks=1, grids=())
+        >>> branch = CompositionBranch([3], [2], config)
         >>> def scene(parts):  # that many of 64 patches show a part
         ...     return (torch.arange(64) < parts).float().view(1, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
         >>> for number in range(20):
@@ -72,18 +79,26 @@ class CompositionBranch(nn.Module):
         (3, (8, 8))
     """
 
+    mean: Tensor
+    std: Tensor
+    margin: Tensor
     held_out: Tensor
 
     def __init__(self, levels: Sequence[int], channels: Sequence[int], config: CompositionConfig) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.channels = tuple(channels)
-        books, pairs = config.codebooks, [(i, size) for i in range(len(channels)) for size in config.codebook_sizes]
-        self._inputs = [i for i, _ in pairs]  # which level each bag is made of
-        total = sum(2.0 ** -self.levels[i] for i in self._inputs)
-        self._weights = [2.0 ** -self.levels[i] / total for i in self._inputs]
-        self.codes = nn.ModuleList(SoftCodes(channels[i], size, books) for i, size in pairs)
-        self.variations = nn.ModuleList(NormalVariation(books, size) for _, size in pairs)
+        books = config.codebooks
+        readings = [Reading(levels, channels, config.codebook_sizes, books=books)]
+        # What goes with what may differ in colour alone, a small part of the features: hence the whitening.
+        readings += [
+            Reading(levels, channels, config.grid_codebook_sizes, books=books, grid=grid, whiten=True)
+            for grid in config.grids
+        ]
+        self.readings = nn.ModuleList(readings)
+        self.register_buffer("mean", torch.zeros(len(readings)))
+        self.register_buffer("std", torch.ones(len(readings)))
+        self.register_buffer("margin", torch.tensor([0.0] + [GRID_MARGIN] * len(config.grids)), persistent=False)
         self.register_buffer("held_out", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
@@ -109,25 +124,15 @@ class CompositionBranch(nn.Module):
         maps = collector.assemble()
         distributed = dist.is_available() and dist.is_initialized()
         if not distributed or dist.get_rank() == 0:
-            squared = torch.zeros(len(maps[0]))
-            bags = zip(self._inputs, self._weights, self.codes, self.variations, strict=True)
-            for index, weight, codes, variation in bags:
-                level, projection = maps[index], collector.projections[index]
-                assert isinstance(codes, SoftCodes)
-                assert isinstance(variation, NormalVariation)
-                codes.fit(level.permute(0, 2, 3, 1).flatten(0, 2), projection)
-                vectors = []
-                for block in level.split(32):
-                    values = block.to(codes.weight)
-                    if projection is not None:
-                        # The codes lie in the span of the directions, so this gives the memberships of the features.
-                        values = torch.einsum("cd,bdhw->bchw", projection.to(values), values)
-                    vectors.append(_vector(codes(values)))
-                variation.fit(torch.cat(vectors))
-                squared += weight * cross_validated(torch.cat(vectors)).cpu()
-            if len(squared) > 2:
-                spread, mean = torch.var_mean(squared.clamp_min(0).sqrt(), correction=0)
-                self.held_out.copy_(torch.tensor([len(squared), mean, len(squared) * spread]))
+            squared = torch.stack([reading.fit(maps, collector.projections) for reading in self._all()])
+            if len(maps[0]) > 2:
+                distances = squared.clamp_min(0).sqrt()
+                spread, mean = torch.std_mean(distances, dim=1)
+                self.mean.copy_(mean)
+                self.std.copy_(spread.maximum(_LEAST_SPREAD * mean).clamp_min(1e-6))
+                largest = self._in_common_unit(distances.to(self.mean).T).amax(dim=1)
+                spread, mean = torch.var_mean(largest, correction=0)
+                self.held_out.copy_(torch.tensor([len(largest), mean, len(largest) * spread]))
         if distributed:
             for buffer in self.buffers():
                 dist.broadcast(buffer, src=0)
@@ -142,29 +147,31 @@ class CompositionBranch(nn.Module):
         Returns:
             Distances and maps.
         """
-        squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
-        surplus = squared.view(-1, 1, 1, 1)
-        bags = zip(self._inputs, self._weights, self.codes, self.variations, strict=True)
-        for index, weight, codes, variation in bags:
-            memberships = codes(features[index])
-            vector = _vector(memberships)
-            deviation, gradient = variation(vector)
-            squared = squared + weight * (deviation * gradient).sum(dim=2).mean(dim=1)
-            # Half the derivative of the squared distance by a patch's membership: d sqrt(s) / ds = 1 / (2 sqrt(s)).
-            slope = (gradient / (2 * vector)).unsqueeze(-1).unsqueeze(-1)
-            patches = weight * (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
-            patches = patches - patches.mean(dim=(-2, -1), keepdim=True)
-            surplus = surplus + F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
-        distance = squared.clamp_min(0).sqrt()
-        surplus = surplus.relu()
-        peak = surplus.amax(dim=(-2, -1), keepdim=True)
-        # An image whose patches are all alike has nothing to point at, and as a whole keeps its distance.
-        relative = torch.where(peak > 0, surplus / peak.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-        return CompositionOutput(distance, relative * distance.view(-1, 1, 1, 1))
+        maps, distances = [], []
+        for reading in self._all():
+            squared, surplus = reading(features, size)
+            distance = squared.clamp_min(0).sqrt()
+            surplus = surplus.relu()
+            peak = surplus.amax(dim=(-2, -1), keepdim=True)
+            # An image whose patches are all alike has nothing to point at, and as a whole keeps its distance.
+            relative = torch.where(peak > 0, surplus / peak.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+            maps.append(relative * distance.view(-1, 1, 1, 1))
+            distances.append(distance)
+        return CompositionOutput(
+            self._in_common_unit(torch.stack(distances, dim=-1)).amax(dim=-1),
+            self._in_common_unit(torch.stack(maps, dim=-1)).amax(dim=-1),
+        )
+
+    def _all(self) -> list[Reading]:
+        return [reading for reading in self.readings if isinstance(reading, Reading)]
+
+    def _in_common_unit(self, distances: Tensor) -> Tensor:
+        """Distances of the readings, [..., R], in deviations from a normal image's, less what each gives way by."""
+        return (distances - self.mean) / self.std - self.margin
 
     @torch.no_grad()
     def explain(self, features: Sequence[Tensor], size: tuple[int, int]) -> list[Explanation]:
-        """Name the code that adds most to each image's distance.
+        """Name the code that adds most to each image's distance, in the reading that says most.
 
         Args:
             features: Map [B, C, h, w] of each level.
@@ -173,28 +180,28 @@ class CompositionBranch(nn.Module):
         Returns:
             One explanation per image.
         """
-        bags = zip(self._inputs, self.codes, strict=True)
-        memberships: list[Tensor] = [codes(features[index]) for index, codes in bags]
-        additions: list[Tensor] = []
-        for values, weight, variation in zip(memberships, self._weights, self.variations, strict=True):
-            deviation, gradient = variation(_vector(values))
-            additions.append(weight * deviation * gradient)  # [B, R, K]
+        squared = torch.stack([reading(features, (1, 1))[0] for reading in self._all()], dim=1)
+        speakers = self._in_common_unit(squared.clamp_min(0).sqrt()).argmax(dim=1).tolist()
+        additions = [reading.largest_addition(features) for reading in self._all()]
         found = []
-        for image in range(len(features[0])):
-            bag = max(range(len(additions)), key=lambda i: float(additions[i][image].max()))
-            addition = additions[bag][image]
-            book, code = (int(i) for i in torch.unravel_index(addition.argmax(), addition.shape))
-            membership = memberships[bag][image, book, code]
-            variation = self.variations[bag]
-            assert isinstance(variation, NormalVariation)
-            normal = float(variation.mean[book, code].square()) - _RARE
+        for image, speaker in enumerate(speakers):
+            reading, addition = self._all()[speaker], additions[speaker][image]
+            level, codes = reading.inputs[addition.bag], reading.codes[addition.bag]
+            assert isinstance(codes, SoftCodes)
+            membership = codes(features[level][image : image + 1])[0, addition.book, addition.code]
             mask = F.interpolate(membership[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
-            level, size_of_book = self.levels[self._inputs[bag]], len(variation.mean[book])
-            share = float(membership.mean())
-            found.append(Explanation(level, size_of_book, book, code, share, max(normal, 0.0), mask))
+            cell = torch.zeros(1, 1, reading.grid, reading.grid, device=mask.device)
+            cell[0, 0, addition.row, addition.column] = 1
+            found.append(
+                Explanation(
+                    level=self.levels[level],
+                    codebook_size=codes.weight.shape[1],
+                    codebook=addition.book,
+                    code=addition.code,
+                    share=addition.share,
+                    normal_share=addition.normal_share,
+                    mask=mask & (F.interpolate(cell, size=size, mode="nearest")[0, 0] > 0),
+                    place=place_of(addition.row, addition.column, reading.grid),
+                )
+            )
         return found
-
-
-def _vector(memberships: Tensor) -> Tensor:
-    """Composition vectors [B, R, K] of memberships [B, R, K, H, W]."""
-    return (memberships.mean(dim=(-2, -1)) + _RARE).sqrt()

@@ -14,7 +14,7 @@ from anomalib_npgmf.merging import CompositionMerger, MapMerger
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
-SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2}
+SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
 def test_merged_score_is_the_larger_calibrated_score() -> None:
@@ -93,7 +93,8 @@ def test_fit_checkpoint_and_test(tmp_path: Path) -> None:
     assert merger is not None
     assert (merger.std > 0).all()
     assert model.model.composition is not None
-    assert model.model.composition.variations[0].precision.abs().sum() > 0
+    for reading in model.model.composition.readings:
+        assert reading.variations[0].precision.abs().sum() > 0
     (results,) = engine.test(model, datamodule=data)
     assert results["image_AUROC"] > 0.7
     assert model.branch_maps is not None
@@ -110,7 +111,9 @@ def _image(index: int) -> torch.Tensor:
 
 
 def _fit(indices: list[int]) -> CompositionBranch:
-    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1))
+    branch = CompositionBranch(
+        [3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grid_codebook_sizes=(4,))
+    )
     for index in indices:
         branch.collect([_image(index)], [f"{index:03d}.png"])
     branch.finish()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from anomalib_npgmf.composition.codes import SoftCodes
+from anomalib_npgmf.composition.codes import SoftCodes, _whitening
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.variation import NormalVariation
@@ -39,6 +39,37 @@ def test_codes_are_deterministic_and_differ_between_books() -> None:
     second.fit(patches)
     assert torch.equal(first.weight, second.weight)
     assert not torch.allclose(first.weight[0], first.weight[1])
+
+
+def test_whitened_codes_are_those_of_whitened_patches() -> None:
+    """The whitening lies in the convolution: memberships are those of a mixture fitted to whitened patches."""
+    generator = torch.Generator().manual_seed(3)
+    patches = torch.randn(900, 4, generator=generator) * torch.tensor([5.0, 1.0, 0.2, 0.2]) + 3
+    codes = SoftCodes(4, size=3, books=1, whiten=True)
+    codes.fit(patches)
+    mean, back = _whitening(patches)
+    whitened = (patches - mean) @ back
+    variances = whitened.var(dim=0)
+    assert variances.max() < 1.01
+    assert variances[0] > 0.9
+    assert variances[2] == pytest.approx(0.04 / (0.04 + 0.2 * 26.08 / 4), rel=0.2)  # what hardly varies is damped
+    plain = SoftCodes(4, size=3, books=1)
+    plain.fit(whitened)
+    found = codes(patches.T.reshape(1, 4, 30, 30))
+    assert torch.allclose(found, plain(whitened.T.reshape(1, 4, 30, 30)), atol=1e-3)
+
+
+def test_whitened_codes_tell_small_differences_apart() -> None:
+    """Two kinds of part that differ in a weak feature, beside a strong one that varies in every part."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.arange(800) % 2
+    patches = torch.cat([1.5 * torch.randn(800, 1, generator=generator), 1.4 * kind[:, None].float()], dim=1)
+    for whiten in (False, True):
+        codes = SoftCodes(2, size=2, books=1, whiten=whiten)
+        codes.fit(patches)
+        found = codes(patches.T.reshape(1, 2, 20, 40))[0, 0].argmax(0).flatten()
+        agreement = max(float((found == k).float().mean()) for k in (kind, 1 - kind))
+        assert (agreement > 0.95) == whiten
 
 
 def test_codes_need_patches() -> None:
@@ -99,7 +130,16 @@ def test_variation_needs_two_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"levels": ()}, {"levels": (3, 3)}, {"levels": (0,)}, {"codebooks": 0}, {"codebook_sizes": ()}]
+    "wrong",
+    [
+        {"levels": ()},
+        {"levels": (3, 3)},
+        {"levels": (0,)},
+        {"codebooks": 0},
+        {"codebook_sizes": ()},
+        {"grids": (1,)},
+        {"grid_codebook_sizes": (1,)},
+    ],
 )
 def test_config_refuses(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):

@@ -1,0 +1,98 @@
+"""The reading in the cells of a grid sees what lies in the wrong place, or goes with the wrong part."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.composition.model import GRID_MARGIN
+from anomalib_npgmf.composition.reading import Reading, _cells
+
+SIDE = 8
+CONFIG = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(3,))
+
+
+def _pair(left: int, right: int, seed: int) -> torch.Tensor:
+    """Features [1, 3, 8, 8] with one part of a kind in each half, anywhere in it."""
+    generator = torch.Generator().manual_seed(seed)
+    features = 0.1 * torch.randn(1, 3, SIDE, SIDE, generator=generator)
+    for half, kind in enumerate((left, right)):
+        row = int(torch.randint(SIDE, (1,), generator=generator))
+        column = int(torch.randint(SIDE // 2, (1,), generator=generator)) + half * SIDE // 2
+        features[0, kind, row, column] += 5
+    return features
+
+
+@pytest.fixture(scope="module")
+def branch() -> CompositionBranch:
+    """Kind 1 goes with kind 1, kind 2 with kind 2: each is as normal as the other, on either side."""
+    branch = CompositionBranch([3], [3], CONFIG)
+    for seed in range(60):
+        kind = 1 + seed % 2
+        branch.collect([_pair(kind, kind, seed)], [f"{seed:03d}.png"])
+    branch.finish()
+    return branch
+
+
+def test_wrong_partner_is_seen_by_the_grid_alone(branch: CompositionBranch) -> None:
+    normal = torch.cat([_pair(k, k, 500 + seed) for seed in range(10) for k in (1, 2)])
+    mixed = torch.cat([_pair(*kinds, 900 + seed) for seed in range(10) for kinds in ((1, 2), (2, 1))])
+    whole, cells = ([reading([images], (SIDE, SIDE))[0] for images in (normal, mixed)] for reading in branch.readings)
+    assert cells[1].min() > cells[0].max()
+    assert whole[1].mean() < whole[0].mean()  # half of each lies between the two normal cases
+    distances = [branch([images], (SIDE, SIDE)).distance for images in (normal, mixed)]
+    assert distances[1].min() > distances[0].max()
+
+
+def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch) -> None:
+    images = torch.cat([_pair(1, 1, 600), _pair(1, 2, 601), torch.zeros(1, 3, SIDE, SIDE)])
+    output = branch([images], (SIDE, SIDE))
+    squared = torch.stack([reading([images], (SIDE, SIDE))[0] for reading in branch.readings])
+    unit = (squared.sqrt() - branch.mean[:, None]) / branch.std[:, None]
+    expected = torch.maximum(unit[0], unit[1] - GRID_MARGIN)
+    assert torch.allclose(output.distance, expected, atol=1e-4)
+    assert torch.allclose(output.anomaly_map.amax((1, 2, 3)), expected, atol=1e-4)
+
+
+def test_map_and_explanation_point_into_the_right_cell() -> None:
+    branch = CompositionBranch([3], [3], CONFIG)
+    for seed in range(40):
+        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"])
+    branch.finish()
+    swapped = torch.cat([_pair(2, 1, 700 + seed) for seed in range(5)])
+    surplus = branch([swapped], (SIDE, SIDE)).anomaly_map[:, 0]
+    for image, explanation in zip(range(5), branch.explain([swapped], (SIDE, SIDE)), strict=True):
+        row, column = divmod(int(surplus[image].argmax()), SIDE)
+        assert swapped[image, 1:, row, column].max() > 4  # the map peaks on a part
+        assert explanation.place.endswith("quarter")
+        assert explanation.place in explanation.text
+        assert explanation.mask[:, : SIDE // 2].any() != explanation.mask[:, SIDE // 2 :].any() or (
+            not explanation.mask.any()  # too little of something: nothing to mark
+        )
+
+
+def test_map_is_the_derivative_of_the_distance() -> None:
+    reading = Reading([3], [3], (3,), books=2, grid=2, whiten=True)
+    reading.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])])
+    features = _pair(2, 2, 800)
+    memberships = reading.codes[0](features).detach().requires_grad_()
+    deviation, gradient = reading.variations[0](reading.vector(memberships).flatten(2))
+    (deviation * gradient).sum(2).mean().backward()
+    assert memberships.grad is not None
+    effect = (memberships.grad * memberships.detach()).sum((1, 2))[0]
+    _, surplus = reading([features], (SIDE, SIDE))
+    expected = effect - effect.mean()
+    ratio = surplus[0, 0] / expected
+    assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_cells_are_the_means_of_equal_parts(grid: int) -> None:
+    values = torch.rand(2, 3, SIDE, SIDE)
+    rows = _cells(SIDE, grid, values)
+    assert torch.allclose(rows @ values @ rows.T, F.adaptive_avg_pool2d(values, grid), atol=1e-6)
+
+
+def test_cells_share_a_patch_that_lies_across() -> None:
+    rows = _cells(5, 2, torch.zeros(1))
+    assert torch.allclose(rows, torch.tensor([[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]]))
