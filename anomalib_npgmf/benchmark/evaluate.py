@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.calibration import scores_to_compare
-from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.benchmark.alternatives import Alternatives
 from anomalib_npgmf.lightning_model import Npgmf
-from anomalib_npgmf.merging import BRANCHES, MapMerger
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
 from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
 from anomalib_npgmf.pictures import Picture, to_rgb
-from anomalib_npgmf.torch_model import NpgmfModel
 
 MERGED = "merged"
 CURVE_POINTS = 100
@@ -48,8 +44,8 @@ class TestPass(Callback):
 
     Attributes:
         predictions: By ``"merged"``, the model's own output; for an `Npgmf` of several parts by ``"logical"``,
-            ``"structural"`` and ``"composition"``, what it would say with that part alone, and by the rules of
-            `alternative_merges`, after `prepare` also by ``"1:3+composition"``; then by path of the image.
+            ``"structural"`` and ``"composition"``, what it would say with that part alone, and after `prepare` by the
+            rules of `Alternatives.merge`; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
         reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
@@ -63,16 +59,16 @@ class TestPass(Callback):
         self.labels: dict[Path, bool] = {}
         self.masks: dict[Path, Any] = {}
         self.reconstructions: dict[Path, Picture] = {}
-        self._sum: MapMerger | None = None
+        self._alternatives: Alternatives | None = None
 
     def prepare(self, module: LightningModule) -> None:
-        """Calibrate what eq. 11 and the composition would say together; between the fit and the test.
+        """Calibrate what other rules of merging would say; between the fit and the test.
 
         Args:
             module: The fitted model. Other models than `Npgmf` need nothing.
         """
         if isinstance(module, Npgmf):
-            self._sum = sum_with_composition(module)
+            self._alternatives = Alternatives(module)
 
     def on_test_batch_end(
         self,
@@ -99,9 +95,8 @@ class TestPass(Callback):
             for branch, raw in pl_module.branch_maps.maps.items():
                 alone = pl_module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
-            merges = alternative_merges(pl_module.model, pl_module.branch_maps.maps)
-            if self._sum is not None:
-                merges["1:3+composition"] = self._sum(pl_module.branch_maps.maps)
+            others = self._alternatives
+            merges = others.merge(pl_module.branch_maps.maps, outputs.image) if others is not None else {}
             for rule, merged in merges.items():
                 # The score is that of the merged map, as in the model: enlarging a map lowers its peaks.
                 size = pl_module.settings.image_size
@@ -114,55 +109,6 @@ class TestPass(Callback):
         for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
             anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))
             kept[path] = Prediction(score, anomaly_map)
-
-
-@torch.no_grad()
-def sum_with_composition(module: Npgmf) -> MapMerger | None:
-    """The merger that the model would have with ``merging: sum`` and the weights 1:3, calibrated on the same images.
-
-    Args:
-        module: A fitted model.
-
-    Returns:
-        The merger; None unless the model has both branches and a composition, and was fitted in this process.
-    """
-    model = module.model
-    if model.merger.composition is None or model.config.branches != "both":
-        return None
-    merger = MapMerger(model.merger.size, 1.0, 3.0, composition=True).to(model.merger.mean.device)
-    merger.load_state_dict(model.merger.state_dict())
-    pairs: list[tuple[float, float]] = []
-    for batch in module.calibration_batches():
-        assert batch.image is not None
-        image = module.normalised(batch.image.to(merger.mean.device))
-        pairs += scores_to_compare(merger, model.branch_maps(image, reconstruct=False).maps)
-    pairs = gather_list(pairs)
-    if not pairs:
-        return None
-    assert merger.composition is not None
-    assert model.composition is not None
-    scores, distances = torch.tensor(pairs).T
-    merger.composition.calibrate(scores, distances, model.composition.held_out)
-    return merger
-
-
-def alternative_merges(model: NpgmfModel, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Other ways to merge the maps of the two branches than the model's own, from the same calibration.
-
-    Args:
-        model: A calibrated model.
-        maps: Raw maps by branch.
-
-    Returns:
-        Merged maps [B, 1, H, W] at the merger's size by rule: weighted sums, named by the weights logical:structural,
-        and the larger one of the two calibrated maps, ``"maximum"``. Empty unless both branches are there.
-    """
-    if not all(branch in maps for branch in BRANCHES):
-        return {}
-    z = [model.merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES]
-    merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
-    merged["maximum"] = torch.maximum(*z)
-    return merged
 
 
 def evaluate(

@@ -23,11 +23,13 @@ _MAP_NOTES = {
     "1:1": "equal weights",
     "maximum": "the larger one of the two calibrated maps",
     "1:3+composition": "the larger one of eq. 11 and the composition, calibrated as in the model",
+    "amounts": "the composition's reading of the whole image alone, without grids",
+    "maximum+amounts": "the largest of the two calibrated maps and that reading, calibrated as in the model",
 }
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
 _PAIRS_OF_MERGED = (
     ("1:3+composition", "1:3"),
-    *((MERGED, name) for name in ("1:3", "maximum", "1:3+composition", "logical", "structural")),
+    *((MERGED, name) for name in ("1:3", "maximum", "1:3+composition", "maximum+amounts", "logical", "structural")),
 )
 
 

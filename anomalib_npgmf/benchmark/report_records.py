@@ -13,7 +13,10 @@ from anomalib_npgmf.benchmark.plan import Plan
 
 # not imported from `evaluate`: a report needs neither torch nor anomalib
 MERGED = "merged"
-MAPS = (MERGED, "logical", "structural", "composition", "1:3", "3:1", "1:1", "maximum", "1:3+composition")
+MAPS = (
+    *(MERGED, "logical", "structural", "composition", "amounts"),
+    *("1:3", "3:1", "1:1", "maximum", "1:3+composition", "maximum+amounts"),
+)
 
 Record = dict[str, Any]
 Metric = tuple[str, ...]
