@@ -143,7 +143,7 @@ class Reading(nn.Module):
             # Half the derivative of the squared distance by a patch's membership: d sqrt(s) / ds = 1 / (2 sqrt(s)).
             slope = gradient.unflatten(2, vector.shape[2:]) / (2 * vector)
             height, width = memberships.shape[-2:]
-            rows, columns = _cells(height, self.grid, vector), _cells(width, self.grid, vector)
+            rows, columns = cell_means(height, self.grid, vector), cell_means(width, self.grid, vector)
             slope = (height * width) * (rows.T @ slope @ columns)
             patches = weight * (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
             patches = patches - patches.mean(dim=(-2, -1), keepdim=True)
@@ -153,7 +153,7 @@ class Reading(nn.Module):
     def vector(self, memberships: Tensor) -> Tensor:
         """Composition vectors [B, R, K, grid, grid] of memberships [B, R, K, H, W]."""
         height, width = memberships.shape[-2:]
-        rows, columns = _cells(height, self.grid, memberships), _cells(width, self.grid, memberships)
+        rows, columns = cell_means(height, self.grid, memberships), cell_means(width, self.grid, memberships)
         return (rows @ memberships @ columns.T + _RARE).sqrt()
 
     def largest_addition(self, features: Sequence[Tensor]) -> list[Addition]:
@@ -182,8 +182,21 @@ class Reading(nn.Module):
         return [max(additions) for additions in found]
 
 
-def _cells(side: int, grid: int, like: Tensor) -> Tensor:
-    """What share of a cell's mean each of ``side`` rows (or columns) of patches has, [grid, side]."""
+def cell_means(side: int, grid: int, like: Tensor) -> Tensor:
+    """What share of a cell's mean each of ``side`` rows (or columns) of patches has.
+
+    Args:
+        side: Rows of patches.
+        grid: Rows of cells.
+        like: Gives device and type.
+
+    Returns:
+        [grid, side], each row adding up to one; a patch that lies across counts in both cells.
+
+    Example:
+        >>> cell_means(4, 2, torch.zeros(1)).tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    """
     edges = torch.arange(grid + 1, device=like.device, dtype=like.dtype) * (side / grid)
     start = torch.arange(side, device=like.device, dtype=like.dtype)
     overlap = torch.minimum(edges[1:, None], start + 1) - torch.maximum(edges[:-1, None], start)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.composition.model import GRID_MARGIN
-from anomalib_npgmf.composition.reading import Reading, _cells
+from anomalib_npgmf.composition.reading import Reading, cell_means
 
 SIDE = 8
 CONFIG = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(3,))
@@ -89,10 +89,10 @@ def test_map_is_the_derivative_of_the_distance() -> None:
 @pytest.mark.parametrize("grid", [1, 2, 4])
 def test_cells_are_the_means_of_equal_parts(grid: int) -> None:
     values = torch.rand(2, 3, SIDE, SIDE)
-    rows = _cells(SIDE, grid, values)
+    rows = cell_means(SIDE, grid, values)
     assert torch.allclose(rows @ values @ rows.T, F.adaptive_avg_pool2d(values, grid), atol=1e-6)
 
 
 def test_cells_share_a_patch_that_lies_across() -> None:
-    rows = _cells(5, 2, torch.zeros(1))
+    rows = cell_means(5, 2, torch.zeros(1))
     assert torch.allclose(rows, torch.tensor([[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]]))
