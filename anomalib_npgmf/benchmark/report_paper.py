@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from anomalib_npgmf.benchmark.report_efficiency import efficiency
 from anomalib_npgmf.benchmark.report_origin import origin
-from anomalib_npgmf.benchmark.report_records import MERGED, Group, Metric, Results, load_results, spread
-from anomalib_npgmf.benchmark.tables import EMPTY, percent, plain, table
+from anomalib_npgmf.benchmark.report_records import MERGED, Group, Metric, Results, load_results
+from anomalib_npgmf.benchmark.tables import EMPTY, percent, table
 
 Measure = Callable[[Group], str]
 
@@ -71,7 +72,7 @@ def write_paper_report(folder: Path, output: Path, command: str) -> Path:
         msg = f"There is no folder {folder}; give the folder that holds the output folders of the plans."
         raise FileNotFoundError(msg)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_paper(load_measured(folder), command), encoding="utf-8")
+    output.write_text(render_paper(load_measured(folder), efficiency(folder), command), encoding="utf-8")
     return output
 
 
@@ -100,11 +101,12 @@ def load_measured(folder: Path) -> dict[str, Results]:
     return measured
 
 
-def render_paper(measured: Mapping[str, Results], command: str) -> str:
+def render_paper(measured: Mapping[str, Results], efficiency_table: str, command: str) -> str:
     """All tables as Markdown.
 
     Args:
         measured: Records by plan.
+        efficiency_table: Table VII.
         command: Command that makes the report.
     """
     values = paper_values()
@@ -138,8 +140,7 @@ def render_paper(measured: Mapping[str, Results], command: str) -> str:
         "before any test image was looked at. MVTec LOCO AD; the paper's values hold for its own order.",
         _orders(npgmf),
         "## Table VII: efficiency",
-        "The paper's hardware is an RTX 3090; what the measured values were made on is below.",
-        _efficiency(npgmf),
+        efficiency_table,
     ]
     for plan, results in measured.items():
         parts += [f"## What {plan} was made with", origin(results)]
@@ -215,23 +216,6 @@ def _orders(group: Group | None) -> str:
         cells = [_measure(group, _overall(metric, name=name)) for metric in (_SPRO, ("loco_auroc", "mean"))]
         rows.append([title, published[0], cells[0], published[1], cells[1]])
     return table(["logical : structural", "sPRO@0.05, paper", "measured", "image AUROC, paper", "measured"], rows)
-
-
-def _efficiency(group: Group | None) -> str:
-    records = list(group.records.values()) if group else []
-    times = spread([record["seconds"]["test"] / len(record["images"]) for record in records])
-    rows = [
-        ["ms per image", "21", EMPTY if times is None else f"{1000 * times.mean:.0f}"],
-        ["images per second", "47", EMPTY if times is None else f"{1 / times.mean:.1f}"],
-        ["GFLOPs, logical branch", "125", EMPTY],
-        ["parameters", EMPTY, plain(spread([r["model"]["parameters"] for r in records]))],
-        [
-            "bank, patches",
-            EMPTY,
-            plain(spread([r["model"]["bank_patches"] for r in records if "bank_patches" in r["model"]])),
-        ],
-    ]
-    return table(["", "paper", "measured"], rows)
 
 
 def _measure(group: Group | None, measure: Measure) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -110,7 +111,22 @@ def test_measured_beside_published(tmp_path: Path) -> None:
     assert ["structural branch", "54.1", "", "82.0", ""] in rows
     assert ["1 : 3 (default)", "75.8", "70.0", "85.9", "70.0"] in rows
     assert ["3 : 1", "", "70.0", "", ""] in rows
-    assert ["ms per image", "21", "50"] in rows
+
+
+def test_efficiency_beside_published(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    published = ["arXiv 2506.18544", "logical branch", "256", "125", "", "21", "47", ""]
+    assert published in report(folder)
+    row = {"preset": "paper", "what": "whole model", "image_size": 512, "gflop": 451.04, "parameters_m": 499.4}
+    row |= {"cpu_ms": 250.0, "bank_patches": 14336}
+    made = {"torch": "2", "gpu": None, "cpu": "Abacus", "threads": 1}
+    content = {"command": "python benchmarks/efficiency.py", "environment": made, "rows": [row]}
+    (folder / "efficiency.json").write_text(json.dumps(content))
+    rows = report(folder)
+    assert published in rows
+    assert ["preset `paper`", "whole model", "512", "451.0", "499.4", "250", "4.00", "14336"] in rows
+    assert "Abacus" in (tmp_path / "paper.md").read_text(encoding="utf-8")
 
 
 def test_paper_and_plan_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
