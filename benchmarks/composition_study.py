@@ -64,11 +64,11 @@ CELLS: dict[str, tuple[int, dict[str, Any]]] = {
     "cells of 2 x 2, no covariance": (2, {"model": "identity"}),
     "cells of 3 x 3": (3, {}),
 }
+MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0)
 TOGETHER: dict[str, tuple[tuple[int, ...], float]] = {
-    "whole image and 2 x 2, which gives way by 0.5": ((2,), 0.5),
-    "whole image, 2 x 2 and 3 x 3": ((2, 3), 0.0),
-    "whole image, 2 x 2 and 3 x 3, which give way by 0.5 (default)": ((2, 3), 0.5),
-    "whole image, 2 x 2 and 3 x 3, which give way by 1": ((2, 3), 1.0),
+    f"whole image, {text}, less {margin}": (grids, margin)
+    for text, grids in (("2 x 2", (2,)), ("2 x 2 and 3 x 3", (2, 3)))
+    for margin in MARGINS
 }
 
 
