@@ -61,7 +61,7 @@ ARROWS = [
 HEADINGS = (
     (220, 583, BLUE, "logical branch: what is in the wrong place, of the wrong kind or missing"),
     (220, 318, ORANGE, "structural branch: damage"),
-    (364, 146, VIOLET, "composition read-out (optional): how many, how much"),
+    (364, 146, VIOLET, "composition read-out (optional): how many, which with which"),
 )
 
 

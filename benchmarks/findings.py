@@ -223,7 +223,7 @@ def readme_models() -> str:
     for group in load_results(RESULTS / plan.name, plan).groups:
         seeds = len(group.by_seed("merged", AUROC[0]))
         cells = [percent(group.overall("merged", metric)) for metric in (*AUROC, SPRO[2])]
-        rows.append([group.model, str(seeds) if seeds else "", *cells])
+        rows.append([group.name, str(seeds) if seeds else "", *cells])
     return table(["model", "seeds", *HEADINGS[:3], HEADINGS[5]], rows)
 
 
