@@ -11,7 +11,7 @@ from anomalib_npgmf.map_statistics import MapStatistics
 
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
-COMPOSITION_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
+COMPOSITION_MARGIN = 0.25  # deviations; chosen on development seeds, see docs/findings.md
 _LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
 
 
@@ -19,10 +19,10 @@ class CompositionMerger(nn.Module):
     """Adds the composition map to the merged map of the branches.
 
     Both are brought to the same unit, the standard deviation of the image score over normal images:
-    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1/2)``. S is the branches' map, whose maximum is their image score, and
+    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1/4)``. S is the branches' map, whose maximum is their image score, and
     C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
-    then the larger one of the two calibrated scores, where the composition gives way by half a deviation: of two scores
-    that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
+    then the larger one of the two calibrated scores, where the composition gives way by a quarter of a deviation: of two
+    scores that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
 
     Attributes:
         mean: mu_S and mu_C.
@@ -32,8 +32,8 @@ class CompositionMerger(nn.Module):
         >>> merger = CompositionMerger()
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]))
         >>> branches, composition = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[3.0, 0.0]]]])
-        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 0.5
-        2.3284
+        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 0.25
+        2.5784
     """
 
     mean: Tensor

@@ -94,13 +94,13 @@ def test_maximum_of_calibrated_maps_by_hand() -> None:
 
 
 def test_composition_outdoes_the_branches_or_leaves_them() -> None:
-    """Both sides in deviations above the normal images' scores, the composition less a half; the larger one counts."""
+    """Both sides in deviations above the normal images' scores, the composition less a quarter; the larger one counts."""
     merger = MapMerger((32, 32), 1.0, 3.0, composition=True)
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]))
     merger.calibrate({"logical": (0.0, 1.0)})
     branch = {"logical": torch.full((1, 1, 32, 32), 4.0)}  # two deviations above two
-    for distance, expected in ((40.0, 2.0), (60.0, 3.5)):
+    for distance, expected in ((40.0, 2.0), (60.0, 3.75)):
         merged = merger(branch | {"composition": torch.full((1, 1, 32, 32), distance)})
         torch.testing.assert_close(merged, torch.full((1, 1, 32, 32), expected))
 

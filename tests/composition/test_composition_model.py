@@ -24,14 +24,14 @@ def test_merged_score_is_the_larger_calibrated_score() -> None:
     merger.composition.calibrate(torch.tensor([9.0, 10.0, 11.0]), torch.tensor([0.5, 1.0, 1.5]))
     flat = torch.ones(2, 1, 16, 16)
     composition = torch.zeros(2, 1, 16, 16)
-    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 - 0.5 = 5.5 deviations
+    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 - 0.25 = 5.75 deviations
     composition[1, 0, 3, 4] = 1.0
     maps = {"logical": 3 * flat, "structural": 3 * flat, "composition": composition}
     merged = merger(maps)  # branches: (12 - 10) / 1 = 2 deviations
-    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([5.5, 2.0]), atol=1e-4)
+    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([5.75, 2.0]), atol=1e-4)
     assert merged[0, 0].argmax() == 3 * 16 + 4
     alone = merger({"composition": composition})
-    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([5.5, -0.5]))
+    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([5.75, -0.25]))
     with pytest.raises(ValueError, match="nothing to merge"):
         merger({})
 
