@@ -21,8 +21,8 @@ class CompositionMerger(nn.Module):
     Both are brought to the same unit, the standard deviation of the image score over normal images:
     ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1/4)``. S is the branches' map, whose maximum is their image score, and
     C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
-    then the larger one of the two calibrated scores, where the composition gives way by a quarter of a deviation: of two
-    scores that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
+    then the larger one of the two calibrated scores, where the composition gives way by a quarter of a deviation: of
+    two scores that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
 
     Attributes:
         mean: mu_S and mu_C.

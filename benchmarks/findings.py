@@ -121,7 +121,10 @@ def claims(found: dict[str, Source]) -> str:
 LEVERS = {
     "eq. 11 (1:3)": "1:3",
     "maximum of the calibrated maps": "maximum",
+    "composition, whole image alone": "amounts",
     "composition alone": "composition",
+    "eq. 11 and composition": "1:3+composition",
+    "maximum and composition, whole image": "maximum+amounts",
     "maximum and composition (as in `plus`)": "merged",
 }
 
