@@ -58,7 +58,7 @@ class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, Anoma
         learning_rate: Learning rate of Adam.
         logical: Fields of ``anomalib_npgmf.logical.config.LogicalConfig`` to override.
         structural: Fields of ``anomalib_npgmf.structural.config.StructuralConfig`` to override.
-        composition: Whether the composition read-out, which sees how much there is of everything, joins the branches,
+        composition: Whether the composition read-out, which sees how many there are and what goes together, joins them,
             or fields of ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder in which the encoder's features of the training images are kept between epochs, in a file
             of at most 16 GB that goes when training ends; left out, they are computed in every epoch. Without effect

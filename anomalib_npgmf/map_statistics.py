@@ -4,6 +4,8 @@ from torch import Tensor
 
 from anomalib_npgmf.distributed import gather_list
 
+LEAST_SPREAD = 0.05  # of scores of normal images, relative to their mean: a handful of images may agree by chance
+
 
 class MapStatistics:
     """Mean and standard deviation of all pixels of a stream of maps, in float64.

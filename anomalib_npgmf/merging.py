@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
-from anomalib_npgmf.map_statistics import MapStatistics
+from anomalib_npgmf.map_statistics import LEAST_SPREAD, MapStatistics
 
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
 COMPOSITION_MARGIN = 0.25  # deviations; chosen on development seeds, see docs/findings.md
-_LEAST_SPREAD = 0.05  # of image scores over normal images, relative to their mean
 
 
 class CompositionMerger(nn.Module):
@@ -66,7 +65,7 @@ class CompositionMerger(nn.Module):
                 msg = "Image scores of the calibration images are not finite; check the images."
                 raise ValueError(msg)
             # A handful of images may agree by chance, and a single one always does.
-            least = max(_LEAST_SPREAD * abs(statistics.mean), 1e-6)
+            least = max(LEAST_SPREAD * abs(statistics.mean), 1e-6)
             spread = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
             self.mean[index], self.std[index] = statistics.mean, max(spread, least)
 

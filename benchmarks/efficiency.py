@@ -1,11 +1,11 @@
 """What the presets cost: operations, parameters, time per image and size of the bank (table VII of the paper).
 
     python benchmarks/efficiency.py
-    python benchmarks/efficiency.py --presets fast --repeats 3 --threads 2
+    python benchmarks/efficiency.py --repeats 9
 
-The networks have random weights and the bank random patches, which changes no cost; the bank has as many patches as one
-per cent of 350 images gives, the size of a category of MVTec LOCO AD. One image at a time; a part's figures include the
-pass of its own network.
+The networks have random weights and the bank random patches, which changes no cost; the bank has as many patches
+as the preset keeps of 350 images, the size of a category of MVTec LOCO AD. One image at a time; a part's figures
+include the pass of its own network.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomalib_npgmf.presets import PRESETS, resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
-IMAGES, RATIO = 350, 0.01
+IMAGES = 350
 
 
 def ready(preset: str) -> NpgmfModel:
     """A preset with random weights that can predict."""
     torch.manual_seed(0)
     changes = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
-    model = NpgmfModel(resolve(preset, changes, composition=False)).eval()
+    model = NpgmfModel(resolve(preset, changes)).eval()
     assert model.structural is not None
     patches = model.structural.embed(model.features(image_of(model)).structural).flatten(0, 2)
-    model.structural.bank.fill(torch.randn(int(RATIO * IMAGES * len(patches)), patches.shape[1]))
+    size = int(model.config.structural.coreset_ratio * IMAGES * len(patches))
+    model.structural.bank.fill(torch.randn(size, patches.shape[1]))
     model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     return model
 
@@ -73,8 +74,14 @@ def costs(preset: str, repeats: int) -> list[dict[str, Any]]:
     parts: dict[str, tuple[Callable[[], object], tuple[nn.Module | None, ...]]] = {
         "logical branch": (logical_map, (model.encoder, logical)),
         "structural branch": (structural_map, (model.structural_encoder or model.encoder, structural)),
-        "whole model": (lambda: model(image), (model,)),
     }
+    if model.composition is not None:
+        composition = model.composition
+        parts["composition read-out"] = (
+            lambda: composition(model.features(image, ["composition"]).composition, model.merger.size),
+            (model.structural_encoder or model.encoder, composition),
+        )
+    parts["whole model"] = (lambda: model(image), (model,))
     rows = []
     for name, (call, modules) in parts.items():
         times = measure(call, repeats=repeats)
@@ -90,7 +97,7 @@ def costs(preset: str, repeats: int) -> list[dict[str, Any]]:
                 "trained_m": millions(*modules, trained=True),
                 "wall_ms": 1e3 * times["wall_s"],
                 "cpu_ms": 1e3 * times["cpu_s"],
-                "bank_patches": "" if name == "logical branch" else len(structural.bank),
+                "bank_patches": len(structural.bank) if name in ("structural branch", "whole model") else "",
             }
         )
     return rows
@@ -99,13 +106,11 @@ def costs(preset: str, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure every preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["paper", "literal", "fast"], choices=sorted(PRESETS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    fix_threads(arguments.threads)
+    fix_threads(1)
     rows: list[dict[str, Any]] = []
-    for preset in arguments.presets:
+    for preset in PRESETS:
         rows += costs(preset, arguments.repeats)
         save("efficiency", rows)
     print_table(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
-from anomalib_npgmf.merging import MapMerger
+from anomalib_npgmf.merging import COMPOSITION_MARGIN, MapMerger
 from anomalib_npgmf.pictures import HEADER, Picture, heat_map, outline
 from anomalib_npgmf.visualizer import NpgmfVisualizer, speaking_part, title_of
 
@@ -125,10 +125,10 @@ def test_who_speaks_and_on_what_scale() -> None:
         "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
         "composition": torch.cat([spot(0, 0, 9.0), spot(0, 0, 9.0), spot(0, 0, 13.0)]),
     }
-    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then half a deviation less
+    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then the margin less
     assert speaking_part(merger, maps) == ["logical", "structural", "composition"]
     parts = merger.calibrated_maps(maps)
-    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - 0.5, rel=1e-4)
+    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - COMPOSITION_MARGIN, rel=1e-4)
     quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
     torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
 

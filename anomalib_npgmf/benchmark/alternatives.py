@@ -46,10 +46,13 @@ class Alternatives:
 
     @torch.no_grad()
     def _calibrate(self, module: Npgmf) -> None:
+        batches = module.calibration_batches()
+        if batches:  # after a fit Lightning leaves the model on the CPU
+            self._move(module.trainer.strategy.root_device)
         training = self._model.training
         self._model.eval()
         pairs: dict[str, list[tuple[float, float]]] = {rule: [] for rule in self._mergers}
-        for batch in module.calibration_batches():
+        for batch in batches:
             assert batch.image is not None
             image = module.normalised(batch.image.to(self._model.merger.mean.device))
             maps = self._model.branch_maps(image, reconstruct=False).maps
@@ -66,6 +69,11 @@ class Alternatives:
             assert merger.composition is not None
             scores, distances = torch.tensor(known).T
             merger.composition.calibrate(scores, distances, part.held_out)
+
+    def _move(self, device: torch.device) -> None:
+        for part in (self._model, self._amounts, *self._mergers.values()):
+            if part is not None:
+                part.to(device)
 
     def _with(self, maps: Mapping[str, Tensor], rule: str, image: Tensor) -> dict[str, Tensor]:
         """Maps of the parts that a rule merges."""
@@ -90,6 +98,7 @@ class Alternatives:
         """
         if not all(branch in maps for branch in BRANCHES):
             return {}
+        self._move(image.device)
         z = [self._model.merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES]
         merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
         merged["maximum"] = torch.maximum(*z)
@@ -111,7 +120,9 @@ def amounts_of(composition: CompositionBranch) -> CompositionBranch:
     alone.readings = alone.readings[:1]
     alone.mean, alone.std, alone.margin = alone.mean[:1], alone.std[:1], alone.margin[:1]
     number = float(alone.held_out[0])
-    alone.held_out = torch.tensor([number, 0.0, max(number - 1, 0.0)]).to(alone.held_out)  # it is in its own unit
+    alone.held_out = torch.tensor([number, 0.0, max(number - 1, 0.0)]).to(
+        alone.held_out
+    )  # it is in its own unit, unless its spread was raised to the least
     return alone
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class TestPass(Callback):
             rules of `Alternatives.merge`; then by path of the image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
+        seconds: Time that keeping them, and merging by other rules, took.
         reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
             for other models.
     """
@@ -59,6 +61,7 @@ class TestPass(Callback):
         self.labels: dict[Path, bool] = {}
         self.masks: dict[Path, Any] = {}
         self.reconstructions: dict[Path, Picture] = {}
+        self.seconds = 0.0
         self._alternatives: Alternatives | None = None
 
     def prepare(self, module: LightningModule) -> None:
@@ -81,6 +84,11 @@ class TestPass(Callback):
     ) -> None:
         """Keep the predictions of a batch."""
         del trainer, batch, batch_idx, dataloader_idx
+        start = time.perf_counter()
+        self._keep_batch(pl_module, outputs)
+        self.seconds += time.perf_counter() - start
+
+    def _keep_batch(self, pl_module: LightningModule, outputs: Any) -> None:
         paths = [Path(path) for path in outputs.image_path]
         self.labels.update(zip(paths, map(bool, outputs.gt_label.tolist()), strict=True))
         if outputs.gt_mask is not None:

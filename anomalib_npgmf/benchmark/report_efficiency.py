@@ -41,8 +41,8 @@ def efficiency(folder: Path) -> str:
         ]
         made = found["environment"]
         note = (
-            f"\n\nMeasured rows: `{found['command']}`, torch {made['torch']}, {made['gpu'] or made['cpu']}, "
-            f"{made['threads']} thread(s), CPU time of one image; operations count a multiplication and an addition as "
-            "two. The paper's row is from an RTX 3090, and cannot hold the structural branch."
+            f"\n\nMeasured rows: `{found['command']}`, torch {made['torch']}, {made['cpu']}, one thread, "
+            "CPU time of one image; operations count a multiplication and an addition as two. The paper's row is from "
+            "an RTX 3090 and does not say how it counts; the structural branch alone takes more, counted either way."
         )
     return table(header, rows) + note

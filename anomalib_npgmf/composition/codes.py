@@ -59,7 +59,8 @@ class SoftCodes(nn.Module):
         """
         books, size, _ = self.weight.shape
         if len(patches) < size:
-            msg = f"{size} codes need as many patches, but there are {len(patches)}; lower codebook_sizes."
+            names = "codebook_sizes or grid_codebook_sizes"
+            msg = f"{size} codes need as many patches, but there are {len(patches)}; lower {names}."
             raise ValueError(msg)
         # Both maps are linear, so codes found behind them move to the features: <T x, c> = <x, T' c>.
         whitening = _whitening(_sample(patches, 0)) if self._whiten else None

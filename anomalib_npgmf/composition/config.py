@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,6 @@ class CompositionConfig:
             tell similar parts apart; the distances of all sizes are averaged.
         codebooks: Codebooks per level and size, from different starts of k-means. Their distances are averaged too,
             because which parts share a code is to some degree a matter of chance.
-
         grids: Cells per side of each grid in whose cells amounts are read again, for what belongs where and with what.
         grid_codebook_sizes: Numbers of codes of those readings.
 
@@ -38,7 +38,7 @@ class CompositionConfig:
     grid_codebook_sizes: tuple[int, ...] = (32,)
 
     def __post_init__(self) -> None:
-        """Check the ranges and turn lists (as YAML gives them) into sorted tuples."""
+        """Check the ranges and turn lists (as YAML gives them) into tuples, levels sorted."""
         object.__setattr__(self, "levels", tuple(sorted(self.levels)))
         if not self.levels or len(set(self.levels)) < len(self.levels) or self.levels[0] < 1:
             msg = f"levels must be distinct backbone levels from 1 on, but they are {self.levels}."
@@ -49,10 +49,12 @@ class CompositionConfig:
             if not sizes or min(sizes) < 2:
                 msg = f"{name} must be at least 2 each, but they are {sizes}."
                 raise ValueError(msg)
-        object.__setattr__(self, "grids", tuple(self.grids))
-        if self.grids and min(self.grids) < 2:
-            msg = f"grids must be at least 2 each, but they are {self.grids}."
+        grids: Any = self.grids  # whatever YAML gave
+        valid = isinstance(grids, (list, tuple)) and all(isinstance(grid, int) and grid >= 2 for grid in grids)
+        if not valid or len(set(grids)) < len(grids):
+            msg = f"grids must be a list of distinct numbers of cells from 2 on, but they are {grids}."
             raise ValueError(msg)
+        object.__setattr__(self, "grids", tuple(grids))
         if self.codebooks < 1:
             msg = f"codebooks must be at least 1, but it is {self.codebooks}."
             raise ValueError(msg)

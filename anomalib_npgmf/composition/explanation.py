@@ -40,11 +40,11 @@ class Explanation(NamedTuple):
     def text(self) -> str:
         """One line for a caption."""
         sign = "more" if self.share > self.normal_share else "less"
-        where = "" if self.place == "image" else f" in the {self.place}"
+        where, whole = ("", "the image") if self.place == "image" else (f" in the {self.place}", "it")
         return (
             f"composition: {sign} of code {self.code} than normal{where} "
             f"(level {self.level}, {self.codebook_size} codes, "
-            f"{self.share:.1%} of the {self.place} instead of {self.normal_share:.1%})"
+            f"{self.share:.1%} of {whole} instead of {self.normal_share:.1%})"
         ).replace("%", " %")
 
 

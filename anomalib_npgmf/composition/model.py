@@ -2,8 +2,8 @@
 
 An anomaly map judges every patch where it lies, so an image with one part too few looks normal everywhere. Here every
 patch is labelled with one of a few codes, and the image is judged by how much there is of each: a bag of visual words
-(Sivic and Zisserman, ICCV 2003) on frozen features, with a model of its normal variation. A second reading does the
-same in each cell of coarse grids (Lazebnik, Schmid and Ponce, CVPR 2006): there the covariance tells which amounts go
+(Sivic and Zisserman, ICCV 2003) on frozen features, with a model of its normal variation. Further readings do the
+same in each cell of a coarse grid (Lazebnik, Schmid and Ponce, CVPR 2006): there the covariance tells which amounts go
 together. An addition to the paper.
 """
 
@@ -21,18 +21,20 @@ from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation, place_of
-from anomalib_npgmf.composition.reading import Reading
+from anomalib_npgmf.composition.reading import Addition, Reading
+from anomalib_npgmf.map_statistics import LEAST_SPREAD
 
 GRID_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
-_LEAST_SPREAD = 0.05  # of distances over normal images, relative to their mean
+_LEAST_IMAGES = 4  # for cross-validation: of three, two are left, between which no covariance can be told
+_SILENT = 1e6  # mean distance with which a reading never says most
 
 
 class CompositionOutput(NamedTuple):
     """What the read-out says of a batch.
 
     Attributes:
-        distance: How far each image's composition is from the normal ones, [B], in standard deviations of a normal
-            image's distance.
+        distance: How far each image's composition is from the normal ones, [B]: the largest distance of a reading, in
+            standard deviations above a normal image's, less the reading's margin. Below zero for typical images.
         anomaly_map: Where what there is too much of lies, [B, 1, H, W], in the same unit; its maximum is the distance.
     """
 
@@ -45,8 +47,9 @@ class CompositionBranch(nn.Module):
 
     Parts may lie anywhere in the first, which therefore counts best; the others see what lies in the wrong place or
     does not go with the rest. Each distance is brought to the unit of its deviation over normal images, and the largest
-    one decides, where readings of a grid give way by half a deviation: most of what they see is far off, while counting
-    does not bear false alarms.
+    one decides, where readings of a grid give way by half a deviation, a compromise between counting, which their false
+    alarms disturb, and what they alone see. With fewer than four images no reading knows its unit, and those of grids
+    are silent.
 
     Too many parts light up themselves; with one too few, what shows in its place does.
 
@@ -125,11 +128,13 @@ class CompositionBranch(nn.Module):
         distributed = dist.is_available() and dist.is_initialized()
         if not distributed or dist.get_rank() == 0:
             squared = torch.stack([reading.fit(maps, collector.projections) for reading in self._all()])
-            if len(maps[0]) > 2:
+            if len(maps[0]) < _LEAST_IMAGES:
+                self.mean[1:] = _SILENT
+            else:
                 distances = squared.clamp_min(0).sqrt()
                 spread, mean = torch.std_mean(distances, dim=1)
                 self.mean.copy_(mean)
-                self.std.copy_(spread.maximum(_LEAST_SPREAD * mean).clamp_min(1e-6))
+                self.std.copy_(spread.maximum(LEAST_SPREAD * mean).clamp_min(1e-6))
                 largest = self._in_common_unit(distances.to(self.mean).T).amax(dim=1)
                 spread, mean = torch.var_mean(largest, correction=0)
                 self.held_out.copy_(torch.tensor([len(largest), mean, len(largest) * spread]))
@@ -145,8 +150,14 @@ class CompositionBranch(nn.Module):
             size: Height and width of the anomaly map.
 
         Returns:
-            Distances and maps.
+            Distances and maps, in single precision whatever the precision of the network's pass.
         """
+        if torch.compiler.is_compiling():
+            return self._forward(features, size)
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self._forward(features, size)
+
+    def _forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> CompositionOutput:
         maps, distances = [], []
         for reading in self._all():
             squared, surplus = reading(features, size)
@@ -180,12 +191,19 @@ class CompositionBranch(nn.Module):
         Returns:
             One explanation per image.
         """
-        squared = torch.stack([reading(features, (1, 1))[0] for reading in self._all()], dim=1)
-        speakers = self._in_common_unit(squared.clamp_min(0).sqrt()).argmax(dim=1).tolist()
-        additions = [reading.largest_addition(features) for reading in self._all()]
+        with torch.autocast(features[0].device.type, enabled=False):
+            squared = torch.stack([reading(features, (1, 1))[0] for reading in self._all()], dim=1)
+            speakers = self._in_common_unit(squared.clamp_min(0).sqrt()).argmax(dim=1).tolist()
+            additions: dict[int, Addition] = {}
+            for number, reading in enumerate(self._all()):
+                images = [image for image, speaker in enumerate(speakers) if speaker == number]
+                if images:
+                    additions |= zip(
+                        images, reading.largest_addition([level[images] for level in features]), strict=True
+                    )
         found = []
         for image, speaker in enumerate(speakers):
-            reading, addition = self._all()[speaker], additions[speaker][image]
+            reading, addition = self._all()[speaker], additions[image]
             level, codes = reading.inputs[addition.bag], reading.codes[addition.bag]
             assert isinstance(codes, SoftCodes)
             membership = codes(features[level][image : image + 1])[0, addition.book, addition.code]

@@ -97,10 +97,16 @@ def test_explanation_names_level_and_marks_the_surplus(branch: CompositionBranch
 
 
 def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionBranch) -> None:
+    whole = branch
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
+    for seed in range(10):
+        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
+    branch.finish()
+    assert len(branch.readings) > len(whole.readings)
     file = io.BytesIO()
     torch.save(branch.state_dict(), file)
     file.seek(0)
-    fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2, grids=()))
+    fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
     fresh.load_state_dict(torch.load(file, weights_only=True))
     features, _ = _scene(5, 6, 1)
     for ours, theirs in zip(branch([features], (32, 32)), fresh([features], (32, 32)), strict=True):

@@ -66,9 +66,17 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
         assert swapped[image, 1:, row, column].max() > 4  # the map peaks on a part
         assert explanation.place.endswith("quarter")
         assert explanation.place in explanation.text
-        assert explanation.mask[:, : SIDE // 2].any() != explanation.mask[:, SIDE // 2 :].any() or (
-            not explanation.mask.any()  # too little of something: nothing to mark
-        )
+        half = SIDE // 2
+        quarters = {
+            f"{name} quarter": explanation.mask[rows, columns]
+            for name, rows, columns in (
+                ("upper left", slice(half), slice(half)),
+                ("upper right", slice(half), slice(half, None)),
+                ("lower left", slice(half, None), slice(half)),
+                ("lower right", slice(half, None), slice(half, None)),
+            )
+        }
+        assert [name for name, mask in quarters.items() if mask.any()] == [explanation.place]
 
 
 def test_map_is_the_derivative_of_the_distance() -> None:
@@ -82,8 +90,8 @@ def test_map_is_the_derivative_of_the_distance() -> None:
     effect = (memberships.grad * memberships.detach()).sum((1, 2))[0]
     _, surplus = reading([features], (SIDE, SIDE))
     expected = effect - effect.mean()
-    ratio = surplus[0, 0] / expected
-    assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2)
+    # half the derivative, per share of the image instead of per patch
+    assert torch.allclose(surplus[0, 0], expected * SIDE**2 / 2, rtol=1e-3, atol=1e-3 * float(surplus.abs().max()))
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4])
@@ -96,3 +104,31 @@ def test_cells_are_the_means_of_equal_parts(grid: int) -> None:
 def test_cells_share_a_patch_that_lies_across() -> None:
     rows = cell_means(5, 2, torch.zeros(1))
     assert torch.allclose(rows, torch.tensor([[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 10])
+def test_few_training_images(count: int) -> None:
+    """Below four images the unit is unknown and the cells are silent; from four on good images do not stick out."""
+    branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), grid_codebook_sizes=(3,)))
+    for seed in range(count):
+        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"])
+    branch.finish()
+    good = torch.cat([_pair(1, 2, 300 + seed) for seed in range(20)])
+    output = branch([good], (SIDE, SIDE))
+    assert output.anomaly_map.isfinite().all()
+    if count < 4:
+        whole = branch.readings[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
+        assert torch.allclose(output.distance, whole)
+    else:
+        assert output.distance.median() < 4
+    if count == 10:
+        swapped = torch.cat([_pair(2, 1, 400 + seed) for seed in range(20)])
+        assert branch([swapped], (SIDE, SIDE)).distance.median() > 2 * output.distance.median()
+
+
+def test_reduced_precision_around_it_changes_nothing(branch: CompositionBranch) -> None:
+    images = torch.cat([_pair(1, 2, 600), _pair(2, 2, 601)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = branch([images], (SIDE, SIDE))
+    for ours, theirs in zip(branch([images], (SIDE, SIDE)), reduced, strict=True):
+        assert torch.equal(ours, theirs)

@@ -138,9 +138,18 @@ def test_variation_needs_two_images() -> None:
         {"codebooks": 0},
         {"codebook_sizes": ()},
         {"grids": (1,)},
+        {"grids": 2},
+        {"grids": None},
+        {"grids": (2.0,)},
+        {"grids": (2, 2)},
         {"grid_codebook_sizes": (1,)},
     ],
 )
 def test_config_refuses(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         CompositionConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_config_from_yaml() -> None:
+    assert CompositionConfig(grids=[3, 2], levels=[4, 3]) == CompositionConfig(grids=(3, 2), levels=(3, 4))  # type: ignore[arg-type]
+    assert CompositionConfig(grids=[]).grids == ()  # type: ignore[arg-type]
