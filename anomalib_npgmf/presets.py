@@ -126,7 +126,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # One backbone pass for both branches.
     "fast": _FAST,
-    # Beyond the paper: sees as well whether there is as much of everything as there should be, and whoever sees
+    # Beyond the paper: sees as well how many there are and what goes with what, and whoever sees
     # something is heard.
     "plus": replace(_FAST, merging="maximum", composition=CompositionConfig()),
     # A laptop, no download.

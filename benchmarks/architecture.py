@@ -30,7 +30,7 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "bank": (612, 265, 136, 66, ORANGE, "memory bank:\ncoreset of\nnormal patches"),
     "structural": (776, 265, 136, 66, ORANGE, "structural map,\neq. 10: distance to\nnearest neighbour"),
     "codes": (440, 90, 152, 50, VIOLET, "soft codes of patches"),
-    "variation": (612, 90, 136, 66, VIOLET, "how much there is\nof each, against\nnormal images"),
+    "variation": (612, 90, 136, 66, VIOLET, "how much of each,\nin all and by cells,\nagainst normal"),
     "composition": (776, 90, 136, 66, VIOLET, "composition map:\nwhere the\nsurplus lies"),
     "calibration": (942, 355, 132, 96, GREEN, "calibrate, smooth,\nsum 1 : 3 (eq. 11)\nor maximum"),
     "maximum": (942, 170, 132, 66, GREEN, "calibration,\nmaximum (if the\nread-out is on)"),
