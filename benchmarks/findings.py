@@ -248,6 +248,7 @@ def main() -> None:
         "categories": levers_by_category(found),
         "conditions": conditions(found, "1:3"),
         "read-out": conditions(found, "maximum"),
+        "cells": conditions(found, "maximum+amounts"),
         "codebooks": codebooks(found),
         "one model": study("one_model", one_model_rows),
         "merging": study("merging_study", merging_rows),
