@@ -35,10 +35,10 @@ class Source(NamedTuple):
     name: str
 
 
-def sources() -> dict[str, Source]:
+def sources(*plans: str) -> dict[str, Source]:
     """What is compared, by a short name."""
     found: dict[str, Source] = {}
-    for plan in ("synthetic", "ablation"):
+    for plan in plans:
         for group in load_results(RESULTS / plan, load_plan(ROOT / "configs" / "plans" / f"{plan}.yaml")).groups:
             if plan == "ablation":
                 found[group.variant] = Source(group, "merged")
@@ -162,7 +162,7 @@ def levers_by_category(found: dict[str, Source]) -> str:
 def conditions(found: dict[str, Source], without: str) -> str:
     """What was asked of the composition, category by category: ``plus`` less another rule."""
     rows = []
-    for category in found["1:3"].group.categories:
+    for category in found["1:3"].group.measured_categories:
         cells = [
             percent(spread(differences(found["merged"], found[without], metric, [category])), signed=True)
             for metric in (*AUROC, SPRO[2])
@@ -241,7 +241,7 @@ def fill(page: Path, content: dict[str, str]) -> None:
 
 def main() -> None:
     """Fill the pages."""
-    found = sources()
+    found = sources("synthetic", "ablation")
     content = {
         "claims": claims(found),
         "levers": levers(found),
@@ -249,6 +249,7 @@ def main() -> None:
         "conditions": conditions(found, "1:3"),
         "read-out": conditions(found, "maximum"),
         "cells": conditions(found, "maximum+amounts"),
+        "more images": conditions(sources("more_test_images"), "maximum"),
         "codebooks": codebooks(found),
         "one model": study("one_model", one_model_rows),
         "merging": study("merging_study", merging_rows),
