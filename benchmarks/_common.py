@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -99,6 +100,13 @@ def save(name: str, rows: Sequence[dict[str, Any]], **extra: object) -> Path:
     content = {"command": command, "environment": environment(), **extra, "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def gflops(call: Callable[[], object]) -> float:
+    """Floating-point operations, a multiplication and an addition counting as two."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops()) / 1e9
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _common import fix_threads, measure, print_table, save
+from _common import fix_threads, gflops, measure, print_table, save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_npgmf.presets import PRESETS, resolve
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -41,13 +40,6 @@ def ready(preset: str) -> NpgmfModel:
 def image_of(model: NpgmfModel) -> Tensor:
     """An image of noise at the model's size."""
     return torch.randn(1, 3, *model.config.image_size, generator=torch.Generator().manual_seed(0))
-
-
-def gflops(call: Callable[[], object]) -> float:
-    """Floating-point operations, a multiplication and an addition counting as two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops()) / 1e9
 
 
 def millions(*modules: nn.Module | None, trained: bool = False) -> float:

@@ -18,12 +18,11 @@ from typing import Any
 
 import timm
 import torch
-from _common import fix_threads, print_table, save, smooth_images
+from _common import fix_threads, gflops, print_table, save, smooth_images
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_npgmf.presets import resolve
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -114,13 +113,6 @@ def take_turns(todo: dict[str, Call], seconds: float) -> dict[str, list[tuple[fl
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
         turns += 1
     return times
-
-
-def gflops(call: Call) -> float:
-    """Floating-point operations, a multiplication and an addition counting as two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops()) / 1e9
 
 
 def ratio(times: dict[str, list[tuple[float, float]]], below: list[str], clock: int) -> float | None:

@@ -120,9 +120,8 @@ def amounts_of(composition: CompositionBranch) -> CompositionBranch:
     alone.readings = alone.readings[:1]
     alone.mean, alone.std, alone.margin = alone.mean[:1], alone.std[:1], alone.margin[:1]
     number = float(alone.held_out[0])
-    alone.held_out = torch.tensor([number, 0.0, max(number - 1, 0.0)]).to(
-        alone.held_out
-    )  # it is in its own unit, unless its spread was raised to the least
+    # In its own unit the distances have mean zero and deviation one, unless the spread was raised to the least.
+    alone.held_out = torch.tensor([number, 0.0, max(number - 1, 0.0)]).to(alone.held_out)
     return alone
 
 
