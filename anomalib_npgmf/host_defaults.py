@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_npgmf.deep_images import DeepImages
-from anomalib_npgmf.default_epochs import DefaultEpochs
 from anomalib_npgmf.metrics import loco_metrics
 from anomalib_npgmf.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.presets import ModelConfig
@@ -49,9 +48,8 @@ class NpgmfDefaults(_Base):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Defaults for the trainer, which give way to what the user chose."""
-        epochs = 1 if self.settings.branches == "structural" else self.settings.epochs
-        return {"max_epochs": DefaultEpochs(epochs)}
+        """Nothing: anomalib's engine would override what the user chose (see `set_default_epochs`)."""
+        return {}
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Plain resize to the larger of the branches' sizes, and ImageNet's normalisation."""

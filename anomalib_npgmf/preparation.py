@@ -8,6 +8,8 @@ import torch
 from anomalib.data import Folder
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -16,7 +18,7 @@ from anomalib_npgmf.calibration import Calibrator
 from anomalib_npgmf.calibration_split import plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.ddp_strategy import adapt_strategy
 from anomalib_npgmf.deep_images import restore_deep_images
-from anomalib_npgmf.default_epochs import DefaultEpochs
+from anomalib_npgmf.default_epochs import set_default_epochs
 from anomalib_npgmf.feature_cache import FeatureCache, open_cache
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 from anomalib_npgmf.presets import ModelConfig
@@ -58,14 +60,26 @@ class NpgmfPreparation(_Base):
     _calibrator: Calibrator
     _cached_features: FeatureCache | None
 
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer that the model is attached to; RuntimeError if there is none.
+
+        Attaching one that is about to fit gives it the preset's number of epochs where the user set no limit; one epoch
+        where nothing but the memory bank is fitted.
+        """
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        AnomalibModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, which mypy takes for methods
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
+
     def setup(self, stage: str) -> None:
-        """Prepare a fit: number of epochs and calibration images."""
+        """Prepare a fit: calibration images, and what distributed training must know."""
         if stage != "fit":
             return
         self.trainer.num_sanity_val_steps = 0  # there is nothing to predict before the bank is collected
-        epochs = self.trainer.fit_loop.max_epochs
-        if isinstance(epochs, DefaultEpochs) and self.trainer.fit_loop.epoch_loop.max_steps != -1:
-            self.trainer.fit_loop.max_epochs = -1  # the user limits the steps instead
         bank = [name for name, _ in self.named_buffers() if name.startswith("model.structural.bank.")]
         adapt_strategy(self.trainer.strategy, self, unchanging=bank)
         self._calibrated_at = -1

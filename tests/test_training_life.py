@@ -25,34 +25,6 @@ def scores_of(engine: Any, model: Npgmf, datamodule: Any) -> list[float]:
     return [score for batch in batches for score in batch.pred_score.tolist()]
 
 
-@pytest.mark.parametrize(
-    ("given", "branches", "expected"),
-    [
-        (None, "both", 50),
-        (7, "both", 7),
-        (1000, "both", 1000),
-        (-1, "both", -1),
-        (None, "structural", 1),
-        (3, "structural", 3),
-    ],
-)
-def test_epochs_give_way_to_the_user(tmp_path: Path, given: int | None, branches: str, expected: int) -> None:
-    """anomalib's engine overrides what differs from the model's own arguments; the default differs from nothing."""
-    engine = make_engine(tmp_path, max_epochs=given)
-    engine._setup_trainer(make_model(branches=branches, visualizer=False))
-    assert int(engine.trainer.max_epochs) == expected
-    assert given is None or type(engine.trainer.max_epochs) is int
-
-
-def test_steps_are_honoured_without_epochs(category: Path, tmp_path: Path) -> None:
-    """The default number of epochs must not end a run that the user limits by steps."""
-    engine = make_engine(tmp_path, max_epochs=None, max_steps=4)
-    model = make_model(visualizer=False, branches="logical")
-    engine.fit(model, datamodule=mvtec(category.parent))
-    assert engine.trainer.global_step == 4
-    assert engine.trainer.fit_loop.max_epochs == -1
-
-
 def test_other_trainer_options_are_honoured(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
     monkeypatch.setattr(Npgmf, "clip_gradients", lambda self, optimizer, limit, algorithm: limits.append(limit))
