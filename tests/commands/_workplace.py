@@ -1,0 +1,128 @@
+"""Where printed commands run, and find what they name: a clone's files, pictures, data sets and weights."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import timm
+import torch
+import yaml
+from _factory import draw, draw_category
+from safetensors.torch import save_file
+
+from anomalib_npgmf.data.synthetic.writer import DrawingPlan, ensure_drawn
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 600  # seconds for one command, most of which take less than a minute
+SMALL = Path(__file__).parent / "small"
+NORMAL, ANOMALOUS = 6, 2  # images of each kind
+_COUNTS = ("image_size", "num_train", "num_validation", "num_test_good", "num_test_logical", "num_test_structural")
+_PLANNED = ("npgmf", "padim")  # models of a plan; most others train for hundreds of epochs or need a hub
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder that holds what the commands name."""
+    prepare(tmp_path)
+    return tmp_path
+
+
+def prepare(folder: Path) -> None:
+    """Fill an empty folder."""
+    for name in ("benchmarks", "configs", "docs", "README.md"):
+        source, target = ROOT / name, folder / name
+        if source.is_file():
+            shutil.copy(source, target)
+        else:
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.jpg", "__pycache__"))
+    _draw_folder(folder / "pictures" / "bracket", "good", "bad")
+    _draw_folder(folder / "pictures" / "new", ".", ".")
+    _draw_folder(folder / "parts", "good", "bad")
+    _draw_folder(folder / "new_pictures", ".", ".")
+    data = folder / "datasets"
+    for category in ("01", "02"):
+        _draw_folder(data / "BTech" / category, "train/ok", "test/ko", masks="ground_truth/ko")
+        draw(data / "BTech" / category / "test" / "ok" / "t00.png", 300)
+    for category in ("bottle", "transistor"):
+        draw_category(data / "MVTecAD", category, train=NORMAL)
+    for category in ("breakfast_box", "pushpins"):
+        plan = DrawingPlan("sorting_tray", (64, 64), NORMAL, ANOMALOUS, ANOMALOUS, ANOMALOUS, ANOMALOUS, seed=0)
+        ensure_drawn(data / "MVTecLOCO", plan).rename(data / "MVTecLOCO" / category)
+    (data / "MVTec_LOCO").symlink_to("MVTecLOCO")
+    for image in (data / "MVTecLOCO" / "pushpins" / "test").glob("*/*.png"):
+        target = folder / "maps" / image.relative_to(data / "MVTecLOCO").with_suffix(".tiff")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(target, np.random.default_rng(0).random((64, 64), np.float32))
+    save_file(timm.create_model("test_resnet").state_dict(), folder / "wide_resnet50_2.safetensors")
+    for name in ("PATH", "FILE"):
+        torch.save(timm.create_model("mobilenetv2_100").state_dict(), folder / name)
+
+
+def shrink_configs(folder: Path) -> None:
+    """Fewer and smaller images, seeds and categories in the configurations; accelerators that every machine has."""
+    for path in (folder / "configs").rglob("*.yaml"):
+        content = _smaller(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if "models" in content:
+            content["models"] = {name: content["models"][name] for name in _PLANNED if name in content["models"]}
+            content |= {name: content[name][:1] for name in ("categories", "seeds")}
+        if "accelerator" in content and path.name != "benchmark_folder.yaml":  # which has to run as it is
+            content["accelerator"] = "cpu"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def run(command: str, folder: Path) -> str:
+    """Run a command of the shell in a folder; its output. The test fails if it fails or does not end."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {
+        "PYTHONPATH": str(SMALL),
+        "PATH": programs,
+        "CUDA_VISIBLE_DEVICES": "",
+        "COLUMNS": "120",
+    }
+    with subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"did not end within {LIMIT} s: {command}\n{output[-3000:]}")
+    assert process.returncode == 0, f"{command}\n{output[-6000:]}"
+    return output
+
+
+def _smaller(node: Any) -> Any:
+    """Without sizes, which leaves the data module's (see small/sitecustomize.py), and the first point of each grid."""
+    if not isinstance(node, dict):
+        return node
+    if list(node) == ["grid"]:
+        return node if "Npgmf" in node["grid"] else node["grid"][0]
+    return {name: _smaller(value) for name, value in node.items() if name not in _COUNTS}
+
+
+def _draw_folder(folder: Path, normal: str, anomalous: str, masks: str | None = None) -> None:
+    for i in range(NORMAL):
+        draw(folder / normal / f"n{i:02}.png", i)
+    for i in range(ANOMALOUS):
+        draw(folder / anomalous / f"a{i:02}.png", 200 + i)
+        if masks is not None:
+            (folder / masks).mkdir(parents=True, exist_ok=True)
+            mask = np.zeros((128, 128), np.uint8)
+            mask[:20, :20] = 255
+            cv2.imwrite(str(folder / masks / f"a{i:02}.png"), mask)
