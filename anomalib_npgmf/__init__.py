@@ -21,7 +21,7 @@ _EXPORTS = {
     "SPRO": "anomalib_npgmf.metrics",
     "LocoAUROC": "anomalib_npgmf.metrics",
     "evaluate_loco": "anomalib_npgmf.metrics",
-    "register": "anomalib_npgmf.plugin",
+    "register": "anomalib_npgmf.host.plugin",
 }
 
 __all__ = ["LOCO", "SPRO", "LocoAUROC", "Npgmf", "NpgmfModel", "SyntheticLOCO", "evaluate_loco", "register"]

@@ -13,16 +13,16 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomalib_npgmf.calibration import Calibrator
-from anomalib_npgmf.calibration_split import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.checkpoint import NpgmfCheckpoint
-from anomalib_npgmf.deep_images import restore_deep_images
+from anomalib_npgmf.backbone.cache import FeatureCache
+from anomalib_npgmf.config import resolve
 from anomalib_npgmf.export.mixin import NpgmfExport
-from anomalib_npgmf.feature_cache import FeatureCache
-from anomalib_npgmf.host_defaults import NpgmfDefaults
-from anomalib_npgmf.post_processor import CalibratedPostProcessor
-from anomalib_npgmf.preparation import NpgmfPreparation
-from anomalib_npgmf.presets import resolve
+from anomalib_npgmf.host.calibration import Calibrator
+from anomalib_npgmf.host.checkpoint import NpgmfCheckpoint
+from anomalib_npgmf.host.defaults import NpgmfDefaults
+from anomalib_npgmf.host.fit import NpgmfPreparation
+from anomalib_npgmf.host.grayscale16 import restore_deep_images
+from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
 
 logger = logging.getLogger(__name__)

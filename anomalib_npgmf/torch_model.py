@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.backbone.resize import AntialiasedResize
 from anomalib_npgmf.composition import CompositionBranch, Explanation
+from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.merging import MapMerger
-from anomalib_npgmf.presets import ModelConfig
-from anomalib_npgmf.resize import AntialiasedResize
+from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.structural.model import StructuralBranch
 
 PARTS = ("logical", "structural", "composition")
@@ -54,11 +54,11 @@ class NpgmfModel(nn.Module):
     collected (``model.structural.bank``), and maps merge only after ``model.merger.calibrate``.
 
     Args:
-        config: What to build; see `anomalib_npgmf.presets`.
+        config: What to build; see `anomalib_npgmf.config`.
         text_dim: Length of the text embedding.
 
     Example:
-        >>> from anomalib_npgmf.presets import resolve
+        >>> from anomalib_npgmf.config import resolve
         >>> model = NpgmfModel(resolve("small", {"logical_image_size": 128, "branches": "logical"}))
         >>> sorted(model.train()(torch.randn(1, 3, 128, 128)))
         ['codebook', 'feature', 'image', 'loss']

@@ -15,9 +15,9 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import RandomInvert
 
 from anomalib_npgmf import Npgmf, preparation
-from anomalib_npgmf.backbone import Backbone
-from anomalib_npgmf.calibration import Calibrator
-from anomalib_npgmf.structural.memory_bank import MemoryBank
+from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.host.calibration import Calibrator
+from anomalib_npgmf.structural.bank import MemoryBank
 from anomalib_npgmf.structural.model import StructuralBranch
 
 EMBEDDING = torch.nn.functional.normalize(torch.arange(512.0), dim=0)

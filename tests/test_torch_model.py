@@ -7,8 +7,8 @@ import torch
 from _factory import SLIM_LOGICAL
 from torch import nn
 
-from anomalib_npgmf.backbone import Backbone
-from anomalib_npgmf.presets import ModelConfig, resolve
+from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.config import ModelConfig, resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
 TINY = {"backbone": "test_resnet", "logical_image_size": 128}

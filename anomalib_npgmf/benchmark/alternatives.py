@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from anomalib_npgmf.calibration import scores_to_compare
 from anomalib_npgmf.composition import CompositionBranch
 from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.host.calibration import scores_to_compare
 from anomalib_npgmf.lightning_model import Npgmf
-from anomalib_npgmf.merging import BRANCHES, MapMerger
+from anomalib_npgmf.merging.rule import BRANCHES, MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
 
 SUM_AND_COMPOSITION = "1:3+composition"

@@ -26,8 +26,8 @@ from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
 from anomalib_npgmf.benchmark.record import hardware, path_of, peak_memory, versions, write_record
 from anomalib_npgmf.benchmark.weights import digest, insert_files, references, served_by_timm
+from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
-from anomalib_npgmf.plugin import register
 
 
 def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:

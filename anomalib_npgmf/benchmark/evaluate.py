@@ -14,13 +14,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomalib_npgmf.benchmark.alternatives import Alternatives
+from anomalib_npgmf.host.drawing import Picture, to_rgb
 from anomalib_npgmf.lightning_model import Npgmf
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
 from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
-from anomalib_npgmf.pictures import Picture, to_rgb
 
 MERGED = "merged"
 CURVE_POINTS = 100

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from anomalib_npgmf.benchmark.evaluate import MERGED, Prediction, TestPass
+from anomalib_npgmf.host.drawing import Picture, heat_map, outline, panels
 from anomalib_npgmf.metrics.ground_truth import GOOD, kind_of
-from anomalib_npgmf.pictures import Picture, heat_map, outline, panels
 
 _SHOWN = (MERGED, "logical", "structural", "composition")
 _HEIGHT = 112  # pixels of one panel

@@ -1,4 +1,4 @@
-"""Table VII of the paper: what the model costs, from the results file of ``benchmarks/efficiency.py``."""
+"""Table VII of the paper: what the model costs, from the results file of ``studies/efficiency.py``."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
     """
     import timm
 
-    from anomalib_npgmf.backbone import read_state_dict
+    from anomalib_npgmf.backbone.weights import read_state_dict
 
     original = timm.create_model
     served: set[str] = set()

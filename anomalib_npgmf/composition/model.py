@@ -21,8 +21,8 @@ from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation, place_of
-from anomalib_npgmf.composition.reading import Addition, Reading
-from anomalib_npgmf.map_statistics import LEAST_SPREAD
+from anomalib_npgmf.composition.histogram import Addition, Reading
+from anomalib_npgmf.merging.statistics import LEAST_SPREAD
 
 GRID_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
 _LEAST_IMAGES = 4  # for cross-validation: of three, two are left, between which no covariance can be told

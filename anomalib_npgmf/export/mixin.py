@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
 import anomalib_npgmf
+from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.export.metadata import write_onnx, write_torch
 from anomalib_npgmf.export.quantisation import compress_weights, name_by_scope, quantise
-from anomalib_npgmf.merging import BRANCHES, COMPOSITION_MARGIN
-from anomalib_npgmf.presets import ModelConfig
+from anomalib_npgmf.merging.rule import BRANCHES, COMPOSITION_MARGIN
 from anomalib_npgmf.torch_model import NpgmfModel
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_npgmf.calibration_split import restore_training_data, split_for_calibration
+from anomalib_npgmf.host.splits import restore_training_data, split_for_calibration
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module that a node comes from
 # Modules whose results are differences of nearly equal numbers or go straight into the scores.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_npgmf.backbone import check_state_dict, read_state_dict
+from anomalib_npgmf.backbone.weights import check_state_dict, read_state_dict
 
 TEXT_PRIORS = ("clip", "learned", "random", "none")
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from anomalib_npgmf.structural.distance import mean_row, nearest, rows_per_chunk
 from anomalib_npgmf.structural.projection import draw_projection
+from anomalib_npgmf.structural.search import mean_row, nearest, rows_per_chunk
 
 _POOL = 512  # points per pool
 _RENEW_ROWS = 128  # points renewed at once; sorted by when they were last seen, so that few repeat a centre

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_npgmf.structural.bank import MemoryBank
 from anomalib_npgmf.structural.config import StructuralConfig
-from anomalib_npgmf.structural.memory_bank import MemoryBank
 
 
 class StructuralBranch(nn.Module):

@@ -9,7 +9,7 @@ import yaml
 from anomalib.pipelines import Benchmark
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 
-from anomalib_npgmf.plugin import register
+from anomalib_npgmf.host.plugin import register
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("benchmark_*.yaml"))
 

@@ -14,8 +14,8 @@ from anomalib_npgmf.benchmark.plan import Cell, load_plan
 from anomalib_npgmf.benchmark.record import write_record
 from anomalib_npgmf.benchmark.report_paper import _ABLATION, _CONTROLS, _MODELS, _PLANS, paper_values
 from anomalib_npgmf.benchmark.weights import references
-from anomalib_npgmf.plugin import register
-from anomalib_npgmf.presets import resolve
+from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.plugin import register
 
 PLANS = Path(__file__).parents[2] / "configs/plans"
 
@@ -121,7 +121,7 @@ def test_efficiency_beside_published(tmp_path: Path) -> None:
     row = {"preset": "paper", "what": "whole model", "image_size": 512, "gflop": 451.04, "parameters_m": 499.4}
     row |= {"cpu_ms": 250.0, "bank_patches": 14336}
     made = {"torch": "2", "gpu": None, "cpu": "Abacus", "threads": 1}
-    content = {"command": "python benchmarks/efficiency.py", "environment": made, "rows": [row]}
+    content = {"command": "python studies/efficiency.py", "environment": made, "rows": [row]}
     (folder / "efficiency.json").write_text(json.dumps(content))
     rows = report(folder)
     assert published in rows

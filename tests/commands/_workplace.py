@@ -37,7 +37,7 @@ def workplace(tmp_path: Path) -> Path:
 
 def prepare(folder: Path) -> None:
     """Fill an empty folder."""
-    for name in ("benchmarks", "configs", "docs", "README.md"):
+    for name in ("studies", "configs", "docs", "README.md"):
         source, target = ROOT / name, folder / name
         if source.is_file():
             shutil.copy(source, target)

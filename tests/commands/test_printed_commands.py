@@ -30,11 +30,11 @@ NOT_RUN = {
     "anomalib test": "a name in a sentence",
     'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest -n 2 -q': "this very run",
     "python -m anomalib_npgmf.export describe FILE": "FILE stands for any exported file: tests/export/test_metadata.py",
-    "python benchmarks/pictures.py --weights mobilenetv2_100=PATH --categories loose_screws cable_pairs filled_vials": (
+    "python studies/pictures.py --weights mobilenetv2_100=PATH --categories loose_screws cable_pairs filled_vials": (
         "trains at full size"
     ),
-    "python benchmarks/spro.py --output benchmarks/results/spro.json": "measures at full size",
-    "python benchmarks/efficiency.py": "measures at full size",
+    "python studies/spro.py --output studies/results/spro.json": "measures at full size",
+    "python studies/efficiency.py": "measures at full size",
 }
 INSTALLATION = ("pip install ", ".venv/bin/pip install ", "python3 -m venv ")  # what .ci/run does
 
@@ -72,7 +72,7 @@ def test_ends(name: str, workplace: Path) -> None:
         for text in sections(path).values():
             for file, content in files(text).items():
                 (workplace / file).write_text(content, encoding="utf-8")
-    reports = [command for command in CHAINS[name] if command.startswith("python benchmarks/")]
+    reports = [command for command in CHAINS[name] if command.startswith("python studies/")]
     for command in reports:  # of results files, which belong to the plans as they are
         run(command, workplace)
     shrink_configs(workplace)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.composition.histogram import Reading, cell_means
 from anomalib_npgmf.composition.model import GRID_MARGIN
-from anomalib_npgmf.composition.reading import Reading, cell_means
 
 SIDE = 8
 CONFIG = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(3,))

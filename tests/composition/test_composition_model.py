@@ -10,8 +10,8 @@ from _factory import draw_category, make_engine, make_model, mvtec
 
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
-from anomalib_npgmf.merging import CompositionMerger, MapMerger
-from anomalib_npgmf.presets import resolve
+from anomalib_npgmf.config import resolve
+from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
 
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}

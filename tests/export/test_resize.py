@@ -6,7 +6,7 @@ from _exported import SLIM
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_npgmf import Npgmf
-from anomalib_npgmf.resize import AntialiasedResize, exportable
+from anomalib_npgmf.backbone.resize import AntialiasedResize, exportable
 
 
 @pytest.mark.parametrize("source", [(1000, 700), (64, 64), (300, 50), (129, 97), (1, 1)])

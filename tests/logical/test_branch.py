@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalib_npgmf.backbone import Backbone
+from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 

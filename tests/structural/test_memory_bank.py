@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from anomalib_npgmf.structural import MemoryBank, covering_radius
+from anomalib_npgmf.structural.bank import principal_components
 from anomalib_npgmf.structural.collector import PatchCollector
-from anomalib_npgmf.structural.distance import half_precision_match
-from anomalib_npgmf.structural.memory_bank import principal_components
+from anomalib_npgmf.structural.search import half_precision_match
 
 
 def smooth_images(images: int, dim: int = 48, seed: int = 0, offset: float = 0.0) -> Tensor:

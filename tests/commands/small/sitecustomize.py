@@ -80,7 +80,7 @@ def without_clips_hub(module: ModuleType) -> None:
 
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
-    "anomalib_npgmf.presets": shrink_presets,
+    "anomalib_npgmf.config": shrink_presets,
     "anomalib_npgmf.data.synthetic.datamodule": shrink_drawings,
     "anomalib.data.datamodules.base.image": no_workers,
     "timm": shrink_networks,

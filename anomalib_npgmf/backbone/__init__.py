@@ -1,0 +1,1 @@
+"""The frozen network that the branches read their features from, its weights, and the resize in front of it."""

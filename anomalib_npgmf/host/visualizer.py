@@ -1,0 +1,176 @@
+"""Pictures that show what each branch saw."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from anomalib.data import ImageBatch
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
+from anomalib_npgmf.merging.rule import MapMerger
+
+
+def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
+    """The part that decides each image's score.
+
+    That is the composition where the highest point of the merged map is its own, else the branch that says most there:
+    of a sum, the larger summand.
+
+    Args:
+        merger: A calibrated one.
+        maps: Raw maps by part, [B, 1, h, w] each.
+
+    Returns:
+        Names of parts, one per image.
+
+    Example:
+        >>> import torch
+        >>> merger = MapMerger((64, 64), 1.0, 1.0)
+        >>> low, high = torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 64, 64), 2.0)
+        >>> speaking_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
+        ['structural', 'logical']
+    """
+    parts = {name: part.flatten(1) for name, part in merger.calibrated_maps(maps).items()}
+    composition = parts.pop("composition", None)
+    scores, peaks = merger(maps).flatten(1).max(dim=1)
+    speakers = []
+    for index, (score, peak) in enumerate(zip(scores, peaks.tolist(), strict=True)):
+        if composition is not None and composition[index, peak] >= score:
+            speakers.append("composition")
+        else:
+            speakers.append(max(parts, key=lambda name: float(parts[name][index, peak])))
+    return speakers
+
+
+def title_of(score: float, label: bool | None, speaker: str | None, explanation: Explanation | None) -> str:
+    """Text above a picture.
+
+    Args:
+        score: Image score.
+        label: Whether the image is anomalous; ``None`` if the model does not say.
+        speaker: The part that decides the score; ``None`` for a model of one part.
+        explanation: What the composition says where it decides.
+
+    Example:
+        >>> title_of(0.714, True, "logical", None)
+        'score 0.71, anomalous; the logical branch speaks'
+    """
+    title = f"score {score:.2f}"
+    if label is not None:
+        title += ", anomalous" if label else ", normal"
+    if speaker is not None:
+        title += "; the composition speaks" if speaker == "composition" else f"; the {speaker} branch speaks"
+    return title if explanation is None else f"{title}\n{explanation.text}"
+
+
+class NpgmfVisualizer(ImageVisualizer):
+    """One picture per test image: image, ground truth, each part's map, merged map and reconstruction.
+
+    The maps of the parts are on the scale of the merged map: green is where a part alone reaches the threshold. The
+    title gives score and label and names the branch that says most at the highest point. Where the composition read-out
+    decides the score instead, a second line says of what there is too much or too little, and the patches of that kind
+    are outlined in its map.
+
+    Args:
+        **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the pictures of a batch."""
+        del outputs, batch_idx, dataloader_idx
+        if self.output_dir is None:
+            self.output_dir = Path(trainer.default_root_dir) / "images"
+        datamodule = getattr(trainer, "datamodule", None)
+        for index, picture in enumerate(self.draw(pl_module, batch)):
+            paths = batch.image_path
+            path = generate_output_filename(
+                input_path=paths[index] if paths is not None else f"{index}.png",
+                output_path=self.output_dir,
+                dataset_name=getattr(datamodule, "name", None),
+                category=getattr(datamodule, "category", None),
+            )
+            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As `on_test_batch_end`."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        del pl_module
+        if trainer.is_global_zero and self.output_dir is not None:
+            print(f"Pictures: {Path(self.output_dir).resolve()}")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        self.on_test_end(trainer, pl_module)
+
+    def draw(self, module: Any, batch: ImageBatch) -> list[Picture]:
+        """Draw the pictures of a batch that ``module`` has just predicted.
+
+        Args:
+            module: The `anomalib_npgmf.Npgmf` model.
+            batch: The batch with its predictions.
+
+        Returns:
+            One RGB picture per image.
+        """
+        assert batch.anomaly_map is not None
+        assert batch.image is not None
+        branch_maps, model, post = module.branch_maps, module.model, module.post_processor
+        parts = model.merger.calibrated_maps(branch_maps.maps)
+        speakers = speaking_part(model.merger, branch_maps.maps)
+        explained = [index for index, name in enumerate(speakers) if name == "composition"]
+        explanations = dict(zip(explained, model.explain(batch.image[explained]), strict=True)) if explained else {}
+        pictures = []
+        for index in range(len(batch.anomaly_map)):
+            image = self._picture(to_rgb(batch.image[index]))
+            named = {"image": image}
+            if batch.gt_mask is not None:
+                named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
+            for name, part in parts.items():
+                scores = part[index].squeeze().float()
+                if getattr(post, "enable_normalization", False):
+                    scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
+                named[f"{name} map"] = heat_map(image, self._resize(scores))
+            if index in explanations:
+                marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
+                named[f"composition map, code {explanations[index].code}"] = marked
+            named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
+            if branch_maps.reconstruction is not None:
+                named["what normal would look like"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
+            score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
+            label = None if batch.pred_label is None else bool(batch.pred_label[index])
+            speaker = speakers[index] if len(parts) > 1 else None
+            pictures.append(panels(named, title_of(score, label, speaker, explanations.get(index))))
+        return pictures
+
+    def _resize(self, values: Tensor) -> NDArray[np.float32]:
+        plane = values.squeeze().float().cpu().numpy()
+        return np.asarray(cv2.resize(plane, self.field_size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+
+    def _picture(self, picture: Picture) -> Picture:
+        return np.asarray(cv2.resize(picture, self.field_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)

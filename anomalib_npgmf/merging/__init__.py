@@ -1,0 +1,1 @@
+"""Merging of the maps: calibration on normal images, eq. 11, smoothing."""

@@ -1,0 +1,267 @@
+"""Memory bank of normal patches and its nearest-neighbour search (eqs. 8 to 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from anomalib_npgmf.structural.collector import PatchCollector
+from anomalib_npgmf.structural.coreset import select_from_blocks
+from anomalib_npgmf.structural.search import nearest, rows_per_chunk
+
+_BUFFERS = ("embeddings", "norms", "center", "basis")
+_COLLECT_BYTES = 2 << 30
+_SEARCH_BYTES = 64 << 20
+
+
+class MemoryBank(nn.Module):
+    """Coreset of normal patches, collected image by image and searched for the nearest one.
+
+    Life of a bank: :meth:`append` every training image, :meth:`finish` once, :meth:`search` from then on. The bank is
+    kept relative to its mean, where float32 products tell near neighbours apart best, and in the order of selection,
+    so that its first rows are the greedy coreset of any smaller size.
+
+    Args:
+        coreset_ratio: Part of all patches to keep, in (0, 1].
+        coreset_method: ``"fast"`` or ``"exact"``, see :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
+        dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
+        reduce_to: Number of principal components of the bank to which bank and queries are reduced, with one more
+            dimension for the length of what is left over; ``None``, or a number not below d, keeps all.
+        seed: Seed of the coreset selection.
+        collect_bytes: Memory for collected patches, above which every image is thinned to its own coreset first.
+        search_bytes: Memory for the scores of one chunk of queries against the bank.
+
+    Attributes:
+        embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to + 1``; ``[0, 0]`` before it is
+            built.
+        norms: Squared norms of its rows ``[M]``, float32.
+        center: Mean of the bank ``[d]``, float32.
+        basis: Principal components ``[d, reduce_to]``, float32; ``[0, 0]`` without reduction.
+
+    Example:
+        >>> bank = MemoryBank(coreset_ratio=0.5)
+        >>> bank.append(torch.tensor([[[0.0, 0.0], [0.0, 0.1], [3.0, 4.0], [3.0, 4.1]]]))
+        >>> bank.finish()
+        >>> len(bank), bank.search(torch.tensor([[3.0, 5.0], [3.0, 4.1]]))
+        (2, tensor([0.9000, 0.0000]))
+    """
+
+    embeddings: Tensor
+    norms: Tensor
+    center: Tensor
+    basis: Tensor
+
+    def __init__(
+        self,
+        coreset_ratio: float = 0.01,
+        *,
+        coreset_method: Literal["fast", "exact"] = "fast",
+        dtype: torch.dtype = torch.float32,
+        reduce_to: int | None = None,
+        seed: int = 0,
+        collect_bytes: int = _COLLECT_BYTES,
+        search_bytes: int = _SEARCH_BYTES,
+    ) -> None:
+        super().__init__()
+        self.coreset_ratio = coreset_ratio
+        self.coreset_method = coreset_method
+        self.dtype = dtype
+        self.reduce_to = reduce_to
+        self.seed = seed
+        self.collect_bytes = collect_bytes
+        self.search_bytes = search_bytes
+        self.register_buffer("embeddings", torch.empty(0, 0, dtype=dtype))
+        self.register_buffer("norms", torch.empty(0))
+        self.register_buffer("center", torch.empty(0))
+        self.register_buffer("basis", torch.empty(0, 0))
+        self.collector = self._new_collector()
+
+    def __len__(self) -> int:
+        """Return the number of patches in the bank, M."""
+        return self.embeddings.shape[0]
+
+    def append(self, patches: Tensor, keys: Sequence[str] | None = None) -> None:
+        """Collect the patches of normal images (eq. 8).
+
+        Args:
+            patches: One block of patches per image ``[B, P, d]``.
+            keys: A key per image, such as its path, the same in every process: blocks are ordered by it and repeated
+                ones ignored, so that the bank depends neither on the order of images nor on the number of processes.
+
+        Raises:
+            ValueError: If a patch is not finite or the keys do not match the batch.
+        """
+        self.collector.append(patches, keys)
+
+    def finish(self, *, progress: bool = False) -> None:
+        """Select the coreset of all collected patches, keep it as the bank, and free the rest.
+
+        In a distributed run every process must call this: the first one selects, all end with the same bank.
+
+        Args:
+            progress: Show a progress bar.
+
+        Raises:
+            ValueError: If nothing was collected or the bank would be empty.
+        """
+        collector, self.collector = self.collector, self._new_collector()
+        if not collector.counts:
+            msg = "The memory bank has no patches to select from; train on at least one normal image."
+            raise ValueError(msg)
+        device = next(iter(collector.blocks.values())).device
+        collector.gather()
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not distributed or dist.get_rank() == 0:
+            self._build(collector, progress=progress)
+        if distributed:
+            self._broadcast(device)
+
+    def search(self, queries: Tensor) -> Tensor:
+        """Return the distance of every query to its nearest patch in the bank (eqs. 9 and 10).
+
+        Args:
+            queries: Patches ``[n, d]``.
+
+        Returns:
+            Euclidean distances ``[n]``, float32, never negative and never NaN for finite queries.
+
+        Raises:
+            RuntimeError: If the bank is empty.
+        """
+        if len(self) == 0:
+            msg = "The memory bank is empty; train the model before it predicts or is exported."
+            raise RuntimeError(msg)
+        queries = queries.to(torch.float32) - self.center
+        if self.basis.numel() > 0:
+            queries = reduce(queries, self.basis)
+        # Converted once for all chunks: a CPU multiplies in float32 only.
+        bank = self.embeddings.to(torch.float32) if queries.device.type == "cpu" else self.embeddings
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return nearest(queries, bank, self.norms)[0]  # a graph has no loop over a number of chunks
+        chunks = queries.split(rows_per_chunk(len(self), self.search_bytes))
+        return torch.cat([nearest(chunk, bank, self.norms)[0] for chunk in chunks])
+
+    def shrink(self, size: int) -> None:
+        """Keep the first ``size`` patches: the greedy coreset of that size, with no new selection.
+
+        Args:
+            size: New number of patches, 1 <= size <= M.
+
+        Raises:
+            ValueError: If the size is out of range.
+        """
+        if not 1 <= size <= len(self):
+            msg = f"The bank holds {len(self)} patches and can shrink to 1 up to that many, not to {size}."
+            raise ValueError(msg)
+        self.embeddings = self.embeddings[:size].clone()
+        self.norms = self.norms[:size].clone()
+
+    def _new_collector(self) -> PatchCollector:
+        return PatchCollector(self.dtype, budget=self.collect_bytes, ratio=self.coreset_ratio, seed=self.seed)
+
+    def _build(self, collector: PatchCollector, *, progress: bool) -> None:
+        size = int(self.coreset_ratio * collector.num_patches)
+        if size == 0:
+            msg = (
+                f"A coreset ratio of {self.coreset_ratio} of {collector.num_patches} patches leaves an empty memory "
+                "bank; raise the ratio or train on more images."
+            )
+            raise ValueError(msg)
+        # Never concatenated: one contiguous copy would double the memory of the build.
+        blocks = collector.ordered()
+        rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
+        self.fill(_take(blocks, rows))
+
+    def fill(self, patches: Tensor) -> None:
+        """Make the bank of these patches, with no selection.
+
+        Args:
+            patches: All of the new bank ``[M, d]``, float32, in the order in which `shrink` keeps them.
+
+        Raises:
+            ValueError: If a patch does not fit the bank's precision.
+        """
+        self.center = patches.mean(dim=0)
+        self.basis = patches.new_empty(0, 0)
+        bank = patches - self.center
+        if self.reduce_to is not None and self.reduce_to < patches.shape[1]:
+            self.basis = principal_components(bank, self.reduce_to)
+            bank = reduce(bank, self.basis)
+        self.embeddings = bank.to(self.dtype)
+        if not bool(self.embeddings.isfinite().all()):
+            msg = f"The reduced patches exceed the range of {self.dtype}; store the bank in float32."
+            raise ValueError(msg)
+        self.norms = self.embeddings.float().square().sum(dim=1)
+
+    def _broadcast(self, device: torch.device) -> None:
+        layout: list[Any] = [{name: (getattr(self, name).shape, getattr(self, name).dtype) for name in _BUFFERS}]
+        dist.broadcast_object_list(layout, src=0)
+        for name, (shape, dtype) in layout[0].items():
+            if dist.get_rank() > 0:
+                setattr(self, name, torch.empty(shape, dtype=dtype, device=device))
+            buffer: Tensor = getattr(self, name)
+            if buffer.numel() > 0:
+                dist.broadcast(buffer.view(torch.uint8), src=0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the size and precision of a stored bank, which are known only after training."""
+        for name in _BUFFERS:
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _take(blocks: list[Tensor], rows: Tensor) -> Tensor:
+    """Return the given rows of the concatenated blocks, in float32."""
+    taken = blocks[0].new_empty(len(rows), blocks[0].shape[1], dtype=torch.float32)
+    start = 0
+    for block in blocks:
+        inside = (rows >= start) & (rows < start + len(block))
+        taken[inside] = block[rows[inside] - start].float()
+        start += len(block)
+    return taken
+
+
+def principal_components(points: Tensor, dim: int) -> Tensor:
+    """Return the ``dim`` orthonormal directions in which centred points vary most.
+
+    Args:
+        points: Centred points ``[M, d]``, float32.
+        dim: Number of directions, at most d.
+
+    Returns:
+        Directions ``[d, dim]``, the strongest first.
+
+    Example:
+        >>> principal_components(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 1).abs()
+        tensor([[1.],
+                [0.]])
+    """
+    return torch.linalg.eigh(points.T @ points).eigenvectors[:, -dim:].flip(1).contiguous()
+
+
+def reduce(points: Tensor, basis: Tensor) -> Tensor:
+    """Coordinates along a basis, and the distance from its span.
+
+    Distances between reduced points are never above those between the points. Without the last coordinate whatever
+    sets a patch apart from all that is normal would count for nothing, as it lies outside the span of normal patches.
+
+    Args:
+        points: ``[n, d]``.
+        basis: Orthonormal columns ``[d, r]``.
+
+    Returns:
+        ``[n, r + 1]``.
+
+    Example:
+        >>> reduce(torch.tensor([[3.0, 4.0, 0.0]]), torch.tensor([[1.0], [0.0], [0.0]]))
+        tensor([[3., 4.]])
+    """
+    along = points @ basis
+    # Not from a difference of squares, whose root would be noise for a point in the span.
+    return torch.cat([along, (points - along @ basis.T).square().sum(dim=1, keepdim=True).sqrt()], dim=1)

@@ -1,0 +1,104 @@
+"""Post-processor: threshold from normal images, ranking kept, validation set never looked at."""
+
+import pytest
+import torch
+from anomalib.data import ImageBatch, InferenceBatch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+
+
+def calibrated(scores: list[float]) -> CalibratedPostProcessor:
+    post = CalibratedPostProcessor()
+    post.calibrate(torch.tensor(scores))
+    return post
+
+
+def normalise(post: CalibratedPostProcessor, scores: torch.Tensor) -> torch.Tensor:
+    out = post._normalize(scores, post.image_min, post.image_max, post.image_threshold)
+    assert out is not None
+    return out
+
+
+def test_threshold_is_three_deviations_above_the_mean() -> None:
+    post = calibrated([1.0, 2.0, 3.0, 6.0])
+    mean, deviation = 3.0, torch.tensor([1.0, 2.0, 3.0, 6.0]).std().item()
+    assert post.image_threshold.item() == pytest.approx(mean + 3 * deviation)
+    assert post.pixel_threshold == post.image_threshold
+    assert normalise(post, torch.tensor([mean, mean + 3 * deviation])).tolist() == pytest.approx([0.25, 0.5], abs=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    first=st.floats(-50, 50, width=32),
+    second=st.floats(-50, 50, width=32),
+    normal=st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=6),
+)
+def test_normalisation_is_strictly_increasing_within_0_and_1(first: float, second: float, normal: list[float]) -> None:
+    post = calibrated(normal)
+    unit = (post.image_max - post.image_min).item()
+    # float32 tells apart what differs by more than its rounding of the squashed scores
+    reach = max(abs(first - post.image_threshold.item()), abs(second - post.image_threshold.item())) / unit
+    assume(abs(first - second) / unit > 1e-6 * (1 + reach) ** 2)
+    low, high = normalise(post, torch.tensor(sorted([first, second])))
+    assert 0 < low < high < 1
+
+
+@pytest.mark.parametrize("scores", [[7.0], [7.0, 7.0, 7.0], [0.0, 0.0], [0.0], [1000.0, 1000.0], [-3.0]])
+def test_identical_normal_scores(scores: list[float]) -> None:
+    post = calibrated(scores)
+    low, middle, high = normalise(post, torch.tensor([scores[0] - 1, scores[0], scores[0] + 1000]))
+    assert 0 <= low < middle < 0.5 < high <= 1
+
+
+def test_auroc_stays_that_of_the_raw_scores() -> None:
+    """anomalib's clamp makes strong anomalies tie; here every pair keeps its order."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.cat([torch.randn(50, generator=generator), torch.randn(50, generator=generator) * 3 + 2])
+    labels = torch.arange(100) >= 50
+    post = calibrated(scores[:20].tolist())
+    normalised = normalise(post, scores)
+    assert torch.equal(normalised.argsort(), scores.argsort())
+    # ranks lie outside [0, 1] and would go through torchmetrics' sigmoid, hence divided
+    raw = scores.argsort().argsort() / 100
+    assert binary_auroc(normalised, labels) == binary_auroc(raw, labels)
+
+
+def test_labels_and_masks_agree() -> None:
+    """An image is anomalous exactly when one of its pixels is."""
+    post = calibrated([1.0, 2.0, 3.0])
+    maps = torch.tensor([[4.9, 0.0], [5.1, 0.0]]).view(2, 1, 1, 2)
+    out = post(InferenceBatch(pred_score=maps.amax(dim=(1, 2, 3)), anomaly_map=maps))
+    assert out.pred_label.tolist() == [False, True]
+    assert out.pred_mask.flatten().tolist() == [False, False, True, False]
+    assert out.pred_score.tolist() == out.anomaly_map.amax(dim=(1, 2, 3)).tolist()
+
+
+def test_validation_batches_are_not_looked_at() -> None:
+    post = calibrated([1.0, 2.0, 3.0])
+    before = {n: v.clone() for n, v in post.state_dict().items()}
+    batch = ImageBatch(
+        image=torch.rand(2, 3, 8, 8),
+        gt_label=torch.tensor([0, 1]),
+        gt_mask=torch.zeros(2, 8, 8, dtype=torch.bool),
+        pred_score=torch.tensor([0.1, 99.0]),
+        anomaly_map=torch.rand(2, 8, 8) * 99,
+    )
+    post.on_validation_batch_end(None, None, batch)
+    post.on_validation_epoch_end(None, None)
+    assert all(torch.equal(v, before[n]) for n, v in post.state_dict().items())
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
+def test_calibration_needs_finite_scores(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least one normal image, and finite scores"):
+        CalibratedPostProcessor().calibrate(torch.tensor(scores))
+
+
+def test_calibration_is_stored() -> None:
+    restored = CalibratedPostProcessor()
+    restored.load_state_dict(calibrated([1.0, 2.0, 3.0]).state_dict())
+    assert restored.image_threshold.item() == pytest.approx(5.0)
+    assert normalise(restored, torch.tensor([5.0])).item() == pytest.approx(0.5)

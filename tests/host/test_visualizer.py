@@ -1,0 +1,151 @@
+"""The pictures of `anomalib test`: what they hold, who is said to speak, and when the composition explains itself."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from _factory import draw_category, make_engine, make_model, mvtec
+from PIL import Image
+from torch import Tensor
+
+from anomalib_npgmf import Npgmf
+from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.host.drawing import HEADER, Picture, heat_map, outline
+from anomalib_npgmf.host.visualizer import NpgmfVisualizer, speaking_part, title_of
+from anomalib_npgmf.merging.rule import COMPOSITION_MARGIN, MapMerger
+
+SIDE = 256  # of a panel
+TRAIN = 20
+DRAW = NpgmfVisualizer.draw
+
+
+class Drawn:
+    """A test pass drawn three times: as it is, and with a composition that never or always decides."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, list[Picture]] = {"as it is": [], "never": [], "always": []}
+        self.merged: list[Tensor] = []
+        self.anomalous: list[bool] = []
+        self.explanations: list[Explanation] = []
+
+    def draw(self, visualizer: NpgmfVisualizer, module: Npgmf, batch: Any) -> list[Picture]:
+        """Stands for the visualiser's method."""
+        assert module.model.merger.composition is not None
+        mean = module.model.merger.composition.mean
+        self.merged += list(batch.anomaly_map)
+        self.anomalous += batch.gt_label.bool().tolist()
+        self.explanations += module.model.explain(batch.image)
+        before = mean[1].clone()
+        for name, shift in (("as it is", 0.0), ("never", 1e6), ("always", -1e6)):
+            mean[1] = before + shift
+            self.pictures[name] += DRAW(visualizer, module, batch)
+        mean[1] = before
+        return self.pictures["as it is"][-len(batch.image) :]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Npgmf, Drawn, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    drawn = Drawn()
+    model = make_model(composition={"codebook_sizes": (4,), "codebooks": 2})
+    engine = make_engine(folder / "results")
+    datamodule = mvtec(draw_category(folder / "images", train=TRAIN).parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NpgmfVisualizer, "draw", lambda *arguments: drawn.draw(*arguments))
+        engine.fit(model, datamodule=datamodule)
+        engine.test(model, datamodule=datamodule, verbose=False)
+    return model, drawn, folder
+
+
+def panel(picture: Picture, index: int) -> Picture:
+    x = 4 + index * (SIDE + 4)
+    return picture[-SIDE:, x : x + SIDE]
+
+
+def test_one_file_per_image(run: tuple[Npgmf, Drawn, Path]) -> None:
+    model, drawn, folder = run
+    assert isinstance(model.visualizer, NpgmfVisualizer)  # without being asked for
+    files = sorted((folder / "results").rglob("images/**/*.png"))
+    assert len(files) == 8
+    assert {file.parent.name for file in files} == {"good", "blot"}
+    saved = {np.asarray(Image.open(file)).tobytes() for file in files}
+    assert saved == {picture.tobytes() for picture in drawn.pictures["as it is"]}
+
+
+def test_panels(run: tuple[Npgmf, Drawn, Path]) -> None:
+    _, drawn, _ = run
+    for index, picture in enumerate(drawn.pictures["never"]):
+        # image, ground truth, logical, structural, composition and merged map, reconstruction
+        assert picture.shape == (SIDE + 2 * HEADER, 7 * (SIDE + 4) + 4, 3)
+        merged = cv2.resize(drawn.merged[index].squeeze().cpu().numpy(), (SIDE, SIDE))
+        np.testing.assert_array_equal(panel(picture, 5), heat_map(panel(picture, 0), merged))
+        assert (panel(picture, 1) != panel(picture, 0)).any() == drawn.anomalous[index]
+    assert len(drawn.pictures["never"]) == 8
+
+
+def test_composition_explains_itself_only_where_it_decides(run: tuple[Npgmf, Drawn, Path]) -> None:
+    _, drawn, _ = run
+    for never, always, explanation in zip(
+        drawn.pictures["never"], drawn.pictures["always"], drawn.explanations, strict=True
+    ):
+        assert len(always) == len(never) + HEADER  # a second line
+        red = heat_map(panel(always, 0), np.ones((SIDE, SIDE), np.float32))
+        expected = outline(red, explanation.mask.numpy(), (255, 255, 255))
+        np.testing.assert_allclose(panel(always, 4).astype(int), expected, atol=4)  # the map ends just below 1
+    assert any(explanation.mask.any() for explanation in drawn.explanations)
+
+
+def test_title() -> None:
+    explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
+    assert title_of(0.8, True, "composition", explanation) == (
+        "score 0.80, anomalous; the composition speaks\n"
+        "composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)"
+    )
+    assert title_of(0.2, False, "structural", None) == "score 0.20, normal; the structural branch speaks"
+    assert title_of(0.2, None, None, None) == "score 0.20"
+
+
+def spot(y: int, x: int, value: float) -> Tensor:
+    """A map of ones with a bright square."""
+    plane = torch.ones(1, 1, 64, 64)
+    plane[..., y : y + 16, x : x + 16] = value
+    return plane
+
+
+def test_who_speaks_and_on_what_scale() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0, composition=True)
+    merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
+    assert merger.composition is not None
+    merger.composition.calibrate(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0]))  # means 1 and 2, sd sqrt(2) each
+    maps = {
+        "logical": torch.cat([spot(4, 4, 11.0), spot(4, 4, 11.0), spot(4, 4, 11.0)]),
+        "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
+        "composition": torch.cat([spot(0, 0, 9.0), spot(0, 0, 9.0), spot(0, 0, 13.0)]),
+    }
+    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then the margin less
+    assert speaking_part(merger, maps) == ["logical", "structural", "composition"]
+    parts = merger.calibrated_maps(maps)
+    assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - COMPOSITION_MARGIN, rel=1e-4)
+    quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
+    torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
+
+
+def test_of_a_maximum_the_larger_map_speaks() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0, maximum=True)
+    merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
+    maps = {
+        "logical": spot(4, 4, 5.0),
+        "structural": spot(40, 40, 4.0),
+    }  # 4 and 3, weighted 4 and 9
+    assert speaking_part(merger, maps) == ["logical"]
+    assert speaking_part(merger, maps | {"structural": spot(40, 40, 7.0)}) == ["structural"]
+
+
+def test_single_parts() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0)
+    merger.calibrate({"structural": (1.0, 1.0)})
+    assert speaking_part(merger, {"structural": spot(0, 0, 2.0)}) == ["structural"]
+    assert list(merger.calibrated_maps({"structural": spot(0, 0, 2.0)})) == ["structural"]
