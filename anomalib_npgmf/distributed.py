@@ -1,4 +1,4 @@
-"""What the processes of a distributed run tell one another; every function is a no-op in a single process."""
+"""Every collective operation of the package. In a single process each function returns at once."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -12,6 +12,16 @@ T = TypeVar("T")
 def is_distributed() -> bool:
     """Whether several processes work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def process_rank() -> int:
+    """Rank of this process; 0 in a single process.
+
+    Example:
+        >>> process_rank()
+        0
+    """
+    return dist.get_rank() if is_distributed() else 0
 
 
 def gather_list(items: list[T]) -> list[T]:
@@ -41,20 +51,27 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def take_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the first process."""
+def broadcast_from_rank0(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors in place with those of rank 0; shapes and dtypes must be the same in every process.
+
+    Example:
+        >>> import torch
+        >>> broadcast_from_rank0([torch.ones(2)])
+    """
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
-def place_among(count: int) -> tuple[int, int]:
-    """Where this process's ``count`` items start when those of all processes are put in a row, and how many there are.
+def rank_offset(count: int) -> tuple[int, int]:
+    """Offset of this process's items when the items of all processes are concatenated by rank, and their total number.
+
+    Args:
+        count: Number of items of this process.
 
     Example:
-        >>> place_among(5)
+        >>> rank_offset(5)
         (0, 5)
     """
     counts = gather_list([count])
-    rank = dist.get_rank() if is_distributed() else 0
-    return sum(counts[:rank]), sum(counts)
+    return sum(counts[: process_rank()]), sum(counts)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation, place_of
 from anomalib_npgmf.composition.histogram import Addition, Reading
+from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
 from anomalib_npgmf.merging.statistics import LEAST_SPREAD
 
 GRID_MARGIN = 0.5  # deviations; chosen on development seeds, see docs/findings.md
@@ -125,8 +125,7 @@ class CompositionBranch(nn.Module):
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
         maps = collector.assemble()
-        distributed = dist.is_available() and dist.is_initialized()
-        if not distributed or dist.get_rank() == 0:
+        if process_rank() == 0:
             squared = torch.stack([reading.fit(maps, collector.projections) for reading in self._all()])
             if len(maps[0]) < _LEAST_IMAGES:
                 self.mean[1:] = _SILENT
@@ -138,9 +137,7 @@ class CompositionBranch(nn.Module):
                 largest = self._in_common_unit(distances.to(self.mean).T).amax(dim=1)
                 spread, mean = torch.var_mean(largest, correction=0)
                 self.held_out.copy_(torch.tensor([len(largest), mean, len(largest) * spread]))
-        if distributed:
-            for buffer in self.buffers():
-                dist.broadcast(buffer, src=0)
+        broadcast_from_rank0(self.buffers())
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> CompositionOutput:
         """Compute distance and map.

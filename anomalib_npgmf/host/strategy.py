@@ -6,7 +6,7 @@ from itertools import chain
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
-from anomalib_npgmf.distributed import take_from_first
+from anomalib_npgmf.distributed import broadcast_from_rank0
 
 
 def adapt_strategy(strategy: Strategy, module: nn.Module, *, unchanging: Iterable[str]) -> None:
@@ -25,7 +25,7 @@ def adapt_strategy(strategy: Strategy, module: nn.Module, *, unchanging: Iterabl
         return
 
     def share_weights() -> None:
-        take_from_first(chain(module.parameters(), module.buffers()))
+        broadcast_from_rank0(chain(module.parameters(), module.buffers()))
 
     # A memory bank alone trains nothing, and DistributedDataParallel refuses a module without gradients.
     strategy.configure_ddp = share_weights  # type: ignore[method-assign]

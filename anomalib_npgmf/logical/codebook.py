@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_npgmf.distributed import place_among, sum_over_processes
+from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
 
 
@@ -169,7 +169,7 @@ class Codebook(nn.Module):
         dead = self.dead().nonzero().flatten().tolist() if restart else []
         if dead:
             points = z.permute(0, 2, 3, 1).flatten(0, 2)
-            start, total = place_among(len(points))
+            start, total = rank_offset(len(points))
             rows = (torch.randint(total, (len(dead),), generator=generator) - start).to(points.device)
             own = (rows >= 0) & (rows < len(points))
             chosen = self.codes.new_zeros(len(dead), self.codes.shape[1])

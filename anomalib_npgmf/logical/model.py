@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anomalib_npgmf.distributed import take_from_first
+from anomalib_npgmf.distributed import broadcast_from_rank0
 from anomalib_npgmf.logical.code_edits import edit_codes
 from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
 from anomalib_npgmf.logical.config import LogicalConfig
@@ -221,7 +221,7 @@ class LogicalBranch(nn.Module):
             for level, z in self.pre_codes(self.standardise(features)).items():
                 self._codebook(level).fit(z)
         statistics = [getattr(self, f"{name}_{level}") for level in self.levels for name in ("mean", "std")]
-        take_from_first([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
+        broadcast_from_rank0([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
 
     def codebook_statistics(self) -> dict[str, float]:
         """Perplexity and number of dead codes per level in the epoch that ends; the next training pass counts anew."""
