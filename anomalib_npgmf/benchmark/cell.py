@@ -24,7 +24,8 @@ from lightning.pytorch import seed_everything
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
-from anomalib_npgmf.benchmark.record import hardware, path_of, peak_memory, versions, write_record
+from anomalib_npgmf.benchmark.record import hardware, path_of, versions, write_record
+from anomalib_npgmf.benchmark.timing import process_peak
 from anomalib_npgmf.benchmark.weights import digest, insert_files, references, served_by_timm
 from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
@@ -67,7 +68,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
         begin = time.perf_counter()
         engine.test(model, datamodule=datamodule, verbose=False)
         tested = time.perf_counter()
-    memory = peak_memory()  # of the model: the metrics come after
+    memory = process_peak()  # of the model: the metrics come after
     metrics = {
         name: evaluate(predictions, test_pass.labels, test_pass.masks)
         for name, predictions in test_pass.predictions.items()

@@ -1,4 +1,4 @@
-"""One JSON file per cell: what ran, on what, and what came out."""
+"""Results files: what ran, on what, and what came out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,58 @@ import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from anomalib_npgmf.benchmark.plan import Cell
 
-_PACKAGES = ("anomalib-npgmf", "anomalib", "torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy")
+_PACKAGES = (
+    *("anomalib-npgmf", "anomalib", "torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy"),
+    *("openvino", "onnxruntime"),
+)
+
+
+class Record(TypedDict, total=False):
+    """Results file of a cell. A failed cell has an ``error`` in the place of all from ``metrics`` on.
+
+    Attributes:
+        cell: What ran, see `identity`.
+        status: ``"finished"`` or ``"failed"``.
+        command: Command that runs the cell again.
+        started: Time in UTC.
+        versions: Versions by package, and the commit.
+        hardware: Processor, threads and accelerator.
+        error: Type and text of the exception.
+        metrics: Metrics by map, see `evaluate`.
+        images: Scores by map, by path of the image below the data set's root.
+        gallery: Names of the pictures beside the record, by role.
+        training: What was logged at the end of the fit, and the number of epochs.
+        model: Size, settings and calibration.
+        seconds: Times of ``fit``, ``test`` and ``metrics``.
+        weights: SHA-256 of local weights, by name of the network.
+        peak_memory: See `process_peak`.
+    """
+
+    cell: dict[str, Any]
+    status: str
+    command: str
+    started: str
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    error: str
+    metrics: dict[str, dict[str, Any]]
+    images: dict[str, dict[str, float]]
+    gallery: dict[str, str]
+    training: dict[str, float]
+    model: dict[str, Any]
+    seconds: dict[str, float]
+    weights: dict[str, str]
+    peak_memory: dict[str, int]
 
 
 def identity(cell: Cell) -> dict[str, Any]:
@@ -36,7 +79,39 @@ def path_of(output: Path, cell: Cell) -> Path:
     return output / f"{cell.key}.json"
 
 
-def read_record(output: Path, cell: Cell) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any]:
+    """Read a results file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def write(path: Path, content: Mapping[str, Any] | Sequence[Mapping[str, Any]], **extra: object) -> Path:
+    """Write a results file at once, so that an interrupted run leaves no half of one.
+
+    Args:
+        path: JSON file; its folder is made.
+        content: What to write. Rows of a table, as scripts measure them, are written as ``rows`` below the command
+            that runs now (``command``) and where it runs (``environment``).
+        extra: More that is written with rows.
+
+    Returns:
+        The path.
+    """
+    if not isinstance(content, Mapping):
+        # where things lie on one machine means nothing on another
+        script, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+        command = " ".join(["python", f"studies/{Path(script).name}", *words])
+        content = {"command": command, "environment": provenance(), **extra, "rows": list(content)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1)
+    # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it
+    text = re.sub(r"\[\n[-+.,eE\d\s]*\]", lambda numbers: "".join(numbers.group().split()).replace(",", ", "), text)
+    draft = path.with_suffix(".part")
+    draft.write_text(text + "\n", encoding="utf-8")
+    return draft.replace(path)
+
+
+def read_record(output: Path, cell: Cell) -> Record | None:
     """Record of a cell, if there is one.
 
     Raises:
@@ -45,8 +120,7 @@ def read_record(output: Path, cell: Cell) -> dict[str, Any] | None:
     path = path_of(output, cell)
     if not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    now = identity(cell)
+    record, now = Record(**read(path)), identity(cell)
     if other := [key for key in now if record["cell"].get(key) != now[key]]:
         if record["status"] == "failed":
             return None  # nothing is lost by trying anew
@@ -55,16 +129,9 @@ def read_record(output: Path, cell: Cell) -> dict[str, Any] | None:
     return record
 
 
-def write_record(output: Path, cell: Cell, record: dict[str, Any]) -> None:
-    """Write a record at once, so that an interrupted run leaves no half of one."""
-    path = path_of(output, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    text = json.dumps({"cell": identity(cell)} | record, indent=1)
-    # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it
-    text = re.sub(r"\[\n[-+.,eE\d\s]*\]", lambda numbers: "".join(numbers.group().split()).replace(",", ", "), text)
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)
+def write_record(output: Path, cell: Cell, record: Mapping[str, Any]) -> None:
+    """Write the record of a cell."""
+    write(path_of(output, cell), {"cell": identity(cell), **record})
 
 
 def versions() -> dict[str, str]:
@@ -83,31 +150,27 @@ def hardware() -> dict[str, Any]:
     """Processor, number of threads and accelerator of this process."""
     import torch
 
-    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = (line for line in information.read_text().splitlines() if line.startswith("model name"))
+        processor = next((name.partition(":")[2].strip() for name in names), processor)
+    found: dict[str, Any] = {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["accelerator"] = torch.cuda.get_device_name()
     return found
 
 
-def peak_memory() -> dict[str, int]:
-    """Largest memory that this process has held so far, in MiB: resident, and on the accelerator."""
-    import torch
+def provenance() -> dict[str, Any]:
+    """Versions and hardware in one mapping, and how busy the machine is.
 
-    found = {}
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # not getrusage(), which on Linux starts at the size of the parent process
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        found["resident_mib"] = int(line.split()[1]) // 1024
-    if torch.cuda.is_available():
-        found["accelerator_mib"] = torch.cuda.max_memory_allocated() // 2**20
-    return found
+    Returns:
+        `versions` and ``cpu``, ``cores``, ``threads``, ``gpu`` (None without one) and ``load_average``.
 
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    Example:
+        >>> {"python", "torch", "cpu", "threads", "gpu", "load_average"} <= set(provenance())
+        True
+    """
+    found = hardware()
+    machine = {"cpu": found["processor"], "cores": found["cores"], "threads": found["threads"]}
+    return {**versions(), **machine, "gpu": found.get("accelerator"), "load_average": os.getloadavg()[0]}
