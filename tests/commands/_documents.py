@@ -12,6 +12,12 @@ _COMMENT = re.compile(r"^#(?: .*:)? +((?:anomalib|python) -.*|anomalib [a-z]+ --
 _CONTINUED = re.compile(r"\\\n\s*")
 
 
+def title(path: Path, heading: str) -> str:
+    """Name of a section: ``README: Export``, ``docs/export: Sizes``, ``fast``."""
+    document = f"docs/{path.stem}" if path.parent.name == "docs" else path.stem
+    return f"{document}: {heading}" if heading else document
+
+
 def sections(path: Path) -> dict[str, str]:
     """Text of a document by heading: Markdown, a notebook's Markdown cells, or the comments of a YAML file.
 

@@ -1,4 +1,4 @@
-"""Every command that README, notebooks and configurations print runs as printed, and ends.
+"""Every command that README, the pages for users, notebooks and configurations print runs as printed, and ends.
 
 What it trains is made small by the files it finds (`_workplace`) and by its environment (small/sitecustomize.py), not
 by other arguments.
@@ -9,23 +9,32 @@ from pathlib import Path
 
 import pytest
 import yaml
-from _documents import commands, files, python_blocks, sections
+from _documents import commands, files, python_blocks, sections, title
 from _workplace import ROOT, run, shrink_configs, workplace
 
 __all__ = ["workplace"]  # the fixture
 
+# pages of results, whose commands measure at full size for hours
+MEASURED = ("findings", "large_banks", "paper", "speed", "results_*")
 DOCUMENTS = [
     ROOT / "README.md",
+    *sorted(
+        path for path in (ROOT / "docs").glob("*.md") if not any(path.match(f"{pattern}.md") for pattern in MEASURED)
+    ),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
     *sorted((ROOT / "configs").glob("*.yaml")),
     *sorted((ROOT / "configs" / "presets").glob("*.yaml")),
 ]
 # sections whose commands need the results of another section's
-CONTINUES = {"README: Export": "README: Run the demo"}
+CONTINUES = dict.fromkeys(
+    ("README: Export", "docs/export: Export", "docs/export: A smaller bank"),
+    "README: Run the demo",
+)
 # printed, but not run here
 NOT_RUN = {
     "anomalib train --model Npgmf": "names the model in a sentence; every other command has data too",
     "anomalib train --model anomalib_npgmf.Npgmf": "names the model in a sentence; every other command has data too",
+    "anomalib benchmark": "a name in a sentence",
     "anomalib predict": "a name in a sentence",
     "anomalib test": "a name in a sentence",
     'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest -n 2 -q': "this very run",
@@ -41,11 +50,7 @@ INSTALLATION = ("pip install ", ".venv/bin/pip install ", "python3 -m venv ")  #
 
 def printed() -> dict[str, list[str]]:
     """Commands by document and section."""
-    return {
-        f"{path.stem}: {heading}" if heading else path.stem: commands(text)
-        for path in DOCUMENTS
-        for heading, text in sections(path).items()
-    }
+    return {title(path, heading): commands(text) for path in DOCUMENTS for heading, text in sections(path).items()}
 
 
 def chains() -> dict[str, list[str]]:
@@ -104,5 +109,6 @@ def test_nothing_is_left_out() -> None:
     everything = [command for section in printed().values() for command in section]
     assert set(NOT_RUN) <= set(everything)  # nothing that is printed no longer
     assert not [command for command in everything if "..." in command]  # which nobody can run
-    for document in ("README", "benchmark_folder", "fast", "01_getting_started"):
+    documents = ("README", "docs/benchmark", "docs/data", "docs/metrics", "docs/offline", "benchmark_folder", "fast")
+    for document in (*documents, "01_getting_started"):
         assert any(name.startswith(document) for name in CHAINS)
