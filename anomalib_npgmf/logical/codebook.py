@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
+
+_MAX_VECTORS = 20_000  # of k-means; more change the centres less than another seed does
 
 
 class AtrousBlock(nn.Module):
@@ -128,28 +131,22 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor, iterations: int = 20, seed: int = 0) -> None:
-        """Set the codes to k-means centres of ``z``, started at points far from one another (k-means++).
+        """Set the codes to k-means centres of ``z`` (k-means++ initialisation); deterministic for a seed.
 
         Args:
-            z: Features, [B, d_q, H, W].
-            iterations: Rounds of Lloyd's algorithm.
-            seed: Seed of the start.
+            z: Features, [B, d_q, H, W]. Fewer distinct vectors than codes become the codes themselves, repeated.
+            iterations: Maximum number of iterations of Lloyd's algorithm.
+            seed: Random seed.
         """
-        points = z.permute(0, 2, 3, 1).flatten(0, 2).float()
-        generator = torch.Generator().manual_seed(seed)
-        chosen = points[int(torch.randint(len(points), (1,), generator=generator))].unsqueeze(0)
-        nearest = torch.full((len(points),), torch.inf, device=points.device)
-        for _ in range(len(self.codes) - 1):
-            nearest = torch.minimum(nearest, (points - chosen[-1]).square().sum(1))
-            weights = nearest.cpu().double() + 1e-12
-            draw = int(torch.searchsorted(weights.cumsum(0), torch.rand(1, generator=generator) * weights.sum()))
-            chosen = torch.cat([chosen, points[min(draw, len(points) - 1)].unsqueeze(0)])
-        for _ in range(iterations):
-            label = torch.cdist(points, chosen).argmin(1)
-            sums = torch.zeros_like(chosen).index_add_(0, label, points)
-            counts = torch.bincount(label, minlength=len(chosen)).unsqueeze(1)
-            chosen = torch.where(counts > 0, sums / counts.clamp(min=1), chosen)
-        self.codes.copy_(chosen)
+        vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
+        sample = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:_MAX_VECTORS]
+        # float64, because scikit-learn's threads add in no fixed order: in float32 the result would vary between runs.
+        points = vectors[sample.to(vectors.device)].double().cpu()
+        means, size = points.unique(dim=0), len(self.codes)
+        if len(means) > size:
+            kmeans = KMeans(size, n_init=1, max_iter=iterations, random_state=seed).fit(points.numpy())
+            means = torch.from_numpy(kmeans.cluster_centers_)
+        self.codes.copy_(means[torch.arange(size) % len(means)])
         self.reset_usage()
 
     @torch.no_grad()

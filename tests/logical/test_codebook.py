@@ -102,13 +102,32 @@ def test_data_start_uses_all_codes_and_lowers_the_error() -> None:
     assert torch.cdist(means, book.codes.detach()).min(dim=1).values.max() < 1e-3
 
 
-def test_data_start_is_seeded_and_copes_with_few_points() -> None:
-    z = clusters(centres=3, per_centre=1, dim=4)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("repeats", [1, 8])
+def test_data_start_is_seeded_and_copes_with_few_points(repeats: int) -> None:
+    z = clusters(centres=3, per_centre=1, dim=4).repeat(1, 1, repeats, 1)
     first, second = Codebook(16, 4), Codebook(16, 4)
     first.fit(z)
     second.fit(z)
     torch.testing.assert_close(first.codes, second.codes, rtol=0, atol=0)
     assert torch.isfinite(first.codes).all()
+    assert {tuple(code) for code in first.codes.tolist()} == {tuple(vector) for vector in as_rows(z).tolist()}
+
+
+def test_data_start_depends_on_the_seed_and_leaves_global_random_states() -> None:
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    first, second = Codebook(16, 4), Codebook(16, 4)
+    state = torch.get_rng_state()
+    first.fit(z, seed=0)
+    second.fit(z, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first.codes, second.codes)
+
+
+def test_data_start_keeps_the_type_of_the_codes() -> None:
+    book = Codebook(4, 4).to(torch.float16)
+    book.fit(clusters(centres=4, per_centre=5, dim=4).half())
+    assert book.codes.dtype == torch.float16
 
 
 @pytest.mark.parametrize("restart", [True, False])
