@@ -35,8 +35,6 @@ class LogicalConfig:
         codebook_init: ``"data"`` starts the codes at k-means centres of the first training images, ``"normal"`` at
             unit normal vectors (the literal reading, which tends to collapse).
         codebook_restart: Whether codes used for less than one in a thousand vectors are moved onto data.
-        edited_codes: Share of the training images in whose code maps a rectangle is overwritten by another place's
-            codes, in [0, 1]; see `anomalib_npgmf.logical.code_edits`. Not in the paper.
         fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
             (the literal reading) runs them at the concatenated width.
         fusion_depth: LeWin blocks per fusion; odd ones are shifted.
@@ -78,7 +76,6 @@ class LogicalConfig:
     atrous_width: int = 256
     codebook_init: Literal["data", "normal"] = "data"
     codebook_restart: bool = True
-    edited_codes: float = 0.0
     fusion: Literal["proj", "concat"] = "proj"
     fusion_depth: int = 2
     window: int = 8
@@ -106,9 +103,6 @@ class LogicalConfig:
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 raise ValueError(msg)
-        if not 0 <= self.edited_codes <= 1:
-            msg = f"edited_codes must be in [0, 1], not {self.edited_codes}."
-            raise ValueError(msg)
         if self.decoder_channels is not None and self.decoder_channels < 1:
             msg = f"decoder_channels must be at least 1 or None, not {self.decoder_channels}."
             raise ValueError(msg)

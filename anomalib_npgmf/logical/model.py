@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import broadcast_from_rank0
-from anomalib_npgmf.logical.code_edits import edit_codes
 from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
@@ -173,8 +172,6 @@ class LogicalBranch(nn.Module):
             loss = loss + level_loss
         if renew:
             self._renew = False
-        if self.training and self.config.edited_codes:
-            codes = edit_codes(codes, self.config.edited_codes)
         prior = self.text_prior(embedding) if self.text_prior is not None else None
         finest = None if reconstruct else self.levels[self._scored[0]]
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)

@@ -276,19 +276,6 @@ def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
     assert all(torch.equal(a, b) for a, b in zip(make_branch().standardise(features), features, strict=True))
 
 
-def test_codes_are_edited_in_training_alone() -> None:
-    plain, edited = make_branch(), make_branch(edited_codes=1.0)
-    edited.load_state_dict(plain.state_dict())
-    features = make_features()
-    outputs = {}
-    for name, branch in (("plain", plain), ("edited", edited)):
-        for training in (True, False):
-            torch.manual_seed(0)
-            outputs[name, training] = branch.train(training)(features).decoded[0]
-    assert torch.equal(outputs["plain", False], outputs["edited", False])
-    assert not torch.equal(outputs["plain", True], outputs["edited", True])
-
-
 @pytest.mark.parametrize("levels", [(), (2, 4, 4)])
 def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="levels must be distinct levels of the backbone, or None"):
