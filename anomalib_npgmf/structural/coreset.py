@@ -1,29 +1,22 @@
-"""Greedy k-centre coreset of patch embeddings (section III-B), evaluated lazily.
-
-Gonzalez' greedy algorithm adds, step by step, the point that is farthest from all centres chosen so far. Taken
-literally each step reads every point. But a distance to the nearest centre can only shrink, so an old value is an
-upper bound: only the points whose bound is among the largest can be the next centre. This module keeps a small pool of
-those, runs the greedy steps inside the pool while its best point beats every bound outside, and brings the bounds of
-the next pool up to date with one matrix product against the centres added since. The sequence of centres is the one of
-the literal algorithm.
-"""
+"""Coreset of patch embeddings by greedy k-centre on randomly projected embeddings (paper, section III-B)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
+from sklearn.utils.random import sample_without_replacement
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from anomalib_npgmf.structural.projection import draw_projection
+from anomalib_npgmf.structural.greedy import LazyGreedy
 from anomalib_npgmf.structural.search import mean_row, nearest, rows_per_chunk
 
-_POOL = 512  # points per pool
-_RENEW_ROWS = 128  # points renewed at once; sorted by when they were last seen, so that few repeat a centre
-_ROWS = 1024  # points read at once where all are read
-_CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplicates
+_ROWS = 1024  # points projected at once
+_DISTORTION = 0.9  # largest relative error of a projected squared distance; PatchCore's value
 
 
 def select_coreset(
@@ -95,7 +88,7 @@ def select_from_blocks(
     total, dim = sum(len(block) for block in blocks), blocks[0].shape[1]
     matrix, start = draw_projection(total, dim, seed)
     features = torch.cat(list(blocks)) if matrix is None else _project(blocks, matrix, total)
-    return _LazyGreedy(features, size, exact=method == "exact").run(start, progress=progress)
+    return LazyGreedy(features, size, exact=method == "exact").run(start, progress=progress)
 
 
 def covering_radius(embedding: Tensor, indices: Tensor) -> float:
@@ -119,6 +112,41 @@ def covering_radius(embedding: Tensor, indices: Tensor) -> float:
     return max(float(nearest(chunk.float() - center, points, norms)[0].max()) for chunk in chunks)
 
 
+@lru_cache(maxsize=2)  # images that are thinned one by one share one projection
+def draw_projection(num_points: int, dim: int, seed: int) -> tuple[Tensor | None, int]:
+    """Draw a sparse random projection (Li, Hastie and Church, KDD 2006) and the first centre of the coreset.
+
+    scikit-learn's ``SparseRandomProjection`` draws another matrix for a seed, so it is drawn here in the order of
+    anomalib's class of that name: `select_coreset` then returns the indices of anomalib's ``KCenterGreedy``.
+
+    Args:
+        num_points: Number of points, N.
+        dim: Their dimension, d.
+        seed: Random seed. The global random states are not changed.
+
+    Returns:
+        The matrix ``[k, d]`` (float32, shared between calls: do not change it in place), or ``None`` if the dimension k
+        of the Johnson-Lindenstrauss lemma is not below d; and the index of the first centre in [0, N).
+
+    Example:
+        >>> matrix, start = draw_projection(1000, 512, seed=0)
+        >>> matrix.shape, 0 <= start < 1000
+        (torch.Size([170, 512]), True)
+        >>> draw_projection(1000, 64, seed=0)[0] is None
+        True
+    """
+    rows = max(1, int(johnson_lindenstrauss_min_dim(num_points, eps=_DISTORTION)))
+    random = np.random.RandomState(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        matrix = torch.zeros(rows, dim) if rows < dim else None
+        for row in () if matrix is None else matrix:
+            count = int(torch.binomial(torch.tensor(float(dim)), torch.tensor(dim**-0.5)))
+            columns = torch.from_numpy(sample_without_replacement(dim, count, random_state=random))
+            row[columns] = (2 * torch.binomial(torch.ones(count), torch.tensor(0.5)) - 1) * (dim**0.25 / rows**0.5)
+        return matrix, int(torch.randint(num_points, (1,)))
+
+
 def _project(blocks: Sequence[Tensor], matrix: Tensor, total: int) -> Tensor:
     """Project blocks of ``[n_i, d]`` to one ``[N, k]`` of the same dtype, a chunk at a time in float32."""
     matrix = matrix.T.to(blocks[0].device)
@@ -128,103 +156,3 @@ def _project(blocks: Sequence[Tensor], matrix: Tensor, total: int) -> Tensor:
         features[start : start + len(chunk)] = chunk.float() @ matrix
         start += len(chunk)
     return features
-
-
-class _LazyGreedy:
-    """State of one selection: bounds of all points, and the centres chosen so far.
-
-    Args:
-        features: Points ``[N, k]``.
-        size: Number of centres to choose.
-        exact: Recompute every distance that may decide from the difference of the two points.
-    """
-
-    def __init__(self, features: Tensor, size: int, *, exact: bool) -> None:
-        self.features = features
-        self.size = size
-        self.exact = exact
-        self.count = 0
-        self.selected = features.new_empty(size, dtype=torch.long)
-        # Products are taken relative to the mean, where float32 loses least.
-        self.mean = mean_row(features)
-        if not bool(self.mean.isfinite().all()):
-            msg = "The embedding holds NaN or Inf; check the images and the backbone's weights."
-            raise ValueError(msg)
-        self.centres = features.new_empty(size, features.shape[1], dtype=torch.float32)
-        self.norms = features.new_empty(size, dtype=torch.float32)
-        self.bound = features.new_empty(len(features), dtype=torch.float32)
-        self.seen = torch.zeros_like(self.bound, dtype=torch.long)  # centres that a point's bound accounts for
-        pool = min(_POOL, len(features))
-        self.squares = features.new_empty(pool, pool, dtype=torch.float32)  # squared distances within a pool
-
-    def run(self, start: int, *, progress: bool) -> Tensor:
-        """Choose all centres, beginning with the point ``start``."""
-        with tqdm(total=self.size, desc="Selecting coreset", disable=not progress) as bar:
-            first = self.features[start].float()
-            self._add(torch.tensor([start], device=self.features.device), first[None] - self.mean)
-            for rows, bound in zip(self.features.split(_ROWS), self.bound.split(_ROWS), strict=True):
-                bound.copy_(torch.linalg.vector_norm(rows.float() - first, dim=1))
-            self.bound[start] = _CHOSEN
-            self.seen.fill_(1)
-            bar.update()
-            while self.count < self.size:
-                before = self.count
-                self._round()
-                bar.update(self.count - before)
-        return self.selected
-
-    def _add(self, indices: Tensor, centred: Tensor) -> None:
-        new = slice(self.count, self.count + len(indices))
-        self.selected[new] = indices
-        self.centres[new] = centred
-        self.norms[new] = centred.square().sum(dim=1)
-        self.count += len(indices)
-
-    def _round(self) -> None:
-        """Take the points with the largest bounds, renew them, and choose centres while they stay the farthest."""
-        top = self.bound.topk(min(_POOL + 1, len(self.bound)))
-        pool = top.indices[:_POOL].sort().values  # ties go to the lowest index, as in the literal algorithm
-        outside = float(top.values[-1]) if len(self.bound) > _POOL else _CHOSEN
-        points = self.features[pool].float() - self.mean
-        distance = self.bound[pool]
-        renewed = self._renew(points, distance, self.seen[pool])
-        chosen = self._choose(points, distance, outside, at_least=0 if renewed else 1)
-        self.bound[pool] = distance
-        self._add(pool[chosen], points[chosen])
-        self.seen[pool] = self.count
-
-    def _renew(self, points: Tensor, distance: Tensor, seen: Tensor) -> bool:
-        """Lower ``distance`` in place by the centres added since each point was last seen; false if none were."""
-        order = seen.argsort()
-        renewed = False
-        for rows in order.split(_RENEW_ROWS):
-            first = int(seen[rows[0]])
-            if first < self.count:
-                renewed = True
-                step, _ = nearest(points[rows], self.centres[first : self.count], self.norms[first : self.count])
-                distance[rows] = torch.minimum(distance[rows], step)
-        return renewed
-
-    def _choose(self, points: Tensor, distance: Tensor, outside: float, *, at_least: int) -> Tensor:
-        """Run greedy steps within the pool while its farthest point beats all outside; lower ``distance`` in place.
-
-        A pool that was already up to date holds a farthest point of all, so ``at_least`` one step is safe there: a tie
-        with the outside must not stop the selection.
-        """
-        norms = points.square().sum(dim=1)
-        torch.mm(points, points.T, out=self.squares).mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
-        rounding = 1e-5 * norms.max()
-        chosen: list[int] = []
-        while len(chosen) < self.size - self.count:
-            value, farthest = distance.max(dim=0)
-            if float(value) <= outside and len(chosen) >= at_least:
-                break
-            chosen.append(int(farthest))
-            if self.exact:
-                near = (self.squares[farthest] <= distance.square() + rounding).nonzero().squeeze(1)
-                step = torch.linalg.vector_norm(points[near] - points[farthest], dim=1)
-                distance[near] = torch.minimum(distance[near], step)
-            else:
-                torch.minimum(distance, self.squares[farthest].sqrt(), out=distance)
-            distance[farthest] = _CHOSEN
-        return torch.tensor(chosen, dtype=torch.long, device=distance.device)

@@ -3,11 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import seed_everything
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 
-from anomalib_npgmf.structural import coreset as coreset_module
-from anomalib_npgmf.structural import covering_radius, select_coreset
-from anomalib_npgmf.structural.projection import draw_projection, projected_dim
+from anomalib_npgmf.structural import covering_radius, greedy, select_coreset
+from anomalib_npgmf.structural.coreset import draw_projection
 
 
 def smooth_patches(images: int, dim: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def test_exact_equals_anomalib(seed: int) -> None:
 
 @pytest.mark.parametrize("pool", [2, 16, 512])
 def test_exact_equals_literal_greedy_for_any_pool(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreset_module, "_POOL", pool)
+    monkeypatch.setattr(greedy, "_POOL", pool)
     patches = smooth_patches(6, 24)
     matrix, start = draw_projection(*patches.shape, seed=3)
     assert matrix is None
@@ -80,7 +80,7 @@ def test_indices_are_distinct_even_among_duplicates(values: list[int], data: st.
 
 
 def test_duplicates_beyond_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreset_module, "_POOL", 4)
+    monkeypatch.setattr(greedy, "_POOL", 4)
     points = torch.zeros(50, 3)
     points[7] = 1.0
     selected = select_coreset(points, 50)
@@ -106,7 +106,7 @@ def test_projection_keeps_distances_and_random_states() -> None:
     matrix, _ = draw_projection(3000, 1024, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
     assert matrix is not None
-    assert matrix.shape == (projected_dim(3000), 1024)
+    assert matrix.shape == (johnson_lindenstrauss_min_dim(3000, eps=0.9), 1024)
     points = torch.randn(200, 1024)
     ratio = torch.pdist(points @ matrix.T) / torch.pdist(points)
     assert ratio.mean() == pytest.approx(1.0, abs=0.05)
