@@ -75,3 +75,18 @@ def rank_offset(count: int) -> tuple[int, int]:
     """
     counts = gather_list([count])
     return sum(counts[: process_rank()]), sum(counts)
+
+
+def send_to_rank0(tensor: Tensor) -> None:
+    """Send a tensor to rank 0, which must call `receive_from` for it; only for other ranks than 0."""
+    dist.send(tensor.contiguous(), dst=0)
+
+
+def receive_from(rank: int, tensor: Tensor) -> None:
+    """Overwrite a contiguous tensor with the one that a process sends by `send_to_rank0`; only for rank 0.
+
+    Args:
+        rank: The process that sends.
+        tensor: Of the same shape and dtype as the one that is sent.
+    """
+    dist.recv(tensor, src=rank)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from anomalib_npgmf.distributed import broadcast_from_rank0, gather_list, process_rank
 from anomalib_npgmf.structural.collector import PatchCollector
 from anomalib_npgmf.structural.coreset import select_from_blocks
 from anomalib_npgmf.structural.search import nearest, rows_per_chunk
@@ -114,11 +114,9 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         device = next(iter(collector.blocks.values())).device
         collector.gather()
-        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not distributed or dist.get_rank() == 0:
+        if process_rank() == 0:
             self._build(collector, progress=progress)
-        if distributed:
-            self._broadcast(device)
+        self._broadcast(device)
 
     def search(self, queries: Tensor) -> Tensor:
         """Return the distance of every query to its nearest patch in the bank (eqs. 9 and 10).
@@ -198,14 +196,12 @@ class MemoryBank(nn.Module):
         self.norms = self.embeddings.float().square().sum(dim=1)
 
     def _broadcast(self, device: torch.device) -> None:
-        layout: list[Any] = [{name: (getattr(self, name).shape, getattr(self, name).dtype) for name in _BUFFERS}]
-        dist.broadcast_object_list(layout, src=0)
-        for name, (shape, dtype) in layout[0].items():
-            if dist.get_rank() > 0:
+        """Overwrite the buffers with those of rank 0, whose shapes the other processes do not know."""
+        layouts = gather_list([{name: (getattr(self, name).shape, getattr(self, name).dtype) for name in _BUFFERS}])
+        if process_rank() > 0:
+            for name, (shape, dtype) in layouts[0].items():
                 setattr(self, name, torch.empty(shape, dtype=dtype, device=device))
-            buffer: Tensor = getattr(self, name)
-            if buffer.numel() > 0:
-                dist.broadcast(buffer.view(torch.uint8), src=0)
+        broadcast_from_rank0(getattr(self, name) for name in _BUFFERS if getattr(self, name).numel() > 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the size and precision of a stored bank, which are known only after training."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from anomalib_npgmf.distributed import gather_list, is_distributed, process_rank, receive_from, send_to_rank0
 from anomalib_npgmf.structural.coreset import select_coreset
 
 _SLAB_BYTES = 64 << 20
@@ -84,11 +84,9 @@ class PatchCollector:
 
     def gather(self) -> None:
         """Move the blocks of every process to the first one; a no-op in a single process."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not is_distributed():
             return
-        rank = dist.get_rank()
-        shares: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, self.counts)
+        rank, shares = process_rank(), gather_list([self.counts])
         owner = {key: source for source, share in reversed(list(enumerate(shares))) for key in share}
         counts = {key: count for share in shares for key, count in share.items()}
         self._thin_over(sum(counts.values()))
@@ -97,14 +95,14 @@ class PatchCollector:
             if owner[key] == 0:
                 continue
             if rank == owner[key]:
-                dist.send(self.blocks[key].contiguous().view(torch.uint8), dst=0)
+                send_to_rank0(self.blocks[key])
             elif rank == 0:
                 if shape is None:
                     msg = "The first process saw no image; use at most as many processes as there are images."
                     raise ValueError(msg)
                 rows = self._kept(counts[key]) if self.thinning else counts[key]
                 block = self._reserve(rows, *shape, device=self.slab.device)
-                dist.recv(block.view(torch.uint8), src=owner[key])
+                receive_from(owner[key], block)
                 self.blocks[key] = block
         if rank == 0:
             self.counts = counts
