@@ -24,14 +24,14 @@ class ModelConfig:
         branches: ``"both"``, ``"logical"`` or ``"structural"``.
         logical_weight: w_log of eq. 11.
         structural_weight: w_str of eq. 11. The paper gives the ratio 1:3 and leaves open which is which.
-        merging: ``"sum"`` is eq. 11; ``"maximum"`` the larger one of the two calibrated maps, without weights, an
+        merging: ``"sum"`` is eq. 11; ``"maximum"`` the pixelwise maximum of the calibrated maps, without weights, an
             addition to the paper.
         learning_rate: Of Adam.
-        epochs: Epochs where the trainer is not told otherwise.
+        epochs: Epochs unless the trainer is given a limit.
         logical: The logical branch's details.
         structural: The structural branch's details.
-        composition: The composition read-out's details; ``None`` leaves it out. It reads the structural
-            branch's network, or the encoder without one.
+        composition: The composition branch's details; ``None`` leaves it out. It reads the structural branch's
+            network, or the encoder without one.
     """
 
     backbone: str = "resnet101.tv_in1k"
@@ -79,7 +79,7 @@ class ModelConfig:
 
     @property
     def composition_levels(self) -> tuple[int, ...]:
-        """Levels that the composition read-out needs."""
+        """Levels that the composition branch reads."""
         return () if self.composition is None else self.composition.levels
 
     @property
@@ -90,6 +90,11 @@ class ModelConfig:
         )
         return self.branches == "both" and same and self.logical_image_size == self.structural_image_size
 
+
+# What `anomalib_npgmf.Npgmf` takes as arguments of the same names.
+OVERRIDABLE = tuple(
+    f.name for f in fields(ModelConfig) if f.name not in ("epochs", "logical", "structural", "composition")
+)
 
 _FAST = ModelConfig(
     backbone="wide_resnet50_2.tv_in1k",
@@ -126,8 +131,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # One backbone pass for both branches.
     "fast": _FAST,
-    # Beyond the paper: sees as well how many there are and what goes with what, and whoever sees
-    # something is heard.
+    # Beyond the paper: adds the composition score; merges by maximum.
     "plus": replace(_FAST, merging="maximum", composition=CompositionConfig()),
     # A laptop, no download.
     "small": ModelConfig(
@@ -176,7 +180,7 @@ def resolve(
         overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value.
         logical: Fields of `LogicalConfig` to override.
         structural: Fields of `StructuralConfig` to override.
-        composition: Whether the composition read-out is in, or fields of `CompositionConfig` to override.
+        composition: Whether to add the composition branch, or fields of `CompositionConfig` to override.
 
     Raises:
         ValueError: If the preset or a field is unknown or a value is out of range.

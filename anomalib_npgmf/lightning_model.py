@@ -1,34 +1,40 @@
 """Npgmf: the model as anomalib's engine, command line and benchmarks use it."""
 
-import logging
-from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from anomalib.data import AnomalibDataModule, Batch, ImageBatch
+from anomalib import LearningType
+from anomalib.data import Batch, ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from anomalib_npgmf.backbone.cache import FeatureCache
-from anomalib_npgmf.config import resolve
-from anomalib_npgmf.export.mixin import NpgmfExport
-from anomalib_npgmf.host.calibration import Calibrator
-from anomalib_npgmf.host.checkpoint import NpgmfCheckpoint
-from anomalib_npgmf.host.defaults import NpgmfDefaults
-from anomalib_npgmf.host.fit import NpgmfPreparation
-from anomalib_npgmf.host.grayscale16 import restore_deep_images
+from anomalib_npgmf.config import OVERRIDABLE, resolve
+from anomalib_npgmf.export.description import describe_model
+from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, to_onnx, to_openvino, to_torch
+from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.host import defaults
+from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
+from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.fit import PrepareFit, losses_of
+from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
-from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.torch_model import BranchMaps, NpgmfModel
+from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
+from anomalib_npgmf.logical.loss import check_finite
+from anomalib_npgmf.torch_model import NpgmfModel
 
-logger = logging.getLogger(__name__)
+add_former_modules()
 
 
-class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, AnomalibModule):  # type: ignore[misc]  # Lightning's own to_onnx differs
+class Npgmf(AnomalibModule):
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
     Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
@@ -51,18 +57,17 @@ class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, Anoma
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
         logical_weight: Weight of the calibrated logical map in the sum.
         structural_weight: Weight of the calibrated structural map in the sum.
-        merging: ``sum`` adds the calibrated and weighted maps as the paper does, ``maximum`` takes the larger one of
-            the calibrated maps, without weights. The latter in preset ``plus``.
+        merging: ``sum`` adds the calibrated and weighted maps as the paper does, ``maximum`` takes the pixelwise
+            maximum of the calibrated maps, without weights (preset ``plus``).
         use_codebooks: Whether the logical branch uses codebooks of normal features.
         branches: ``both``, or ``logical`` or ``structural`` alone.
         learning_rate: Learning rate of Adam.
         logical: Fields of ``anomalib_npgmf.logical.config.LogicalConfig`` to override.
         structural: Fields of ``anomalib_npgmf.structural.config.StructuralConfig`` to override.
-        composition: Whether the composition read-out, which sees how many there are and what goes together, joins them,
-            or fields of ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
-        feature_cache: Folder in which the encoder's features of the training images are kept between epochs, in a file
-            of at most 16 GB that goes when training ends; left out, they are computed in every epoch. Without effect
-            where training images are augmented.
+        composition: Whether to add the composition score, or fields of
+            ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
+        feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
+            images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -105,150 +110,140 @@ class Npgmf(NpgmfPreparation, NpgmfExport, NpgmfCheckpoint, NpgmfDefaults, Anoma
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        given = dict(locals())  # the arguments by name
         structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {
-            "backbone": backbone,
-            "backbone_weights": backbone_weights,
-            "structural_backbone": structural_backbone,
-            "structural_backbone_weights": structural_backbone_weights,
-            "text_prior": text_prior,
-            "logical_image_size": logical_image_size,
-            "structural_image_size": structural_image_size,
-            "logical_weight": logical_weight,
-            "structural_weight": structural_weight,
-            "merging": merging,
-            "branches": branches,
-            "learning_rate": learning_rate,
-        }
+        overrides = {name: given[name] for name in OVERRIDABLE}
         self.settings = resolve(preset, overrides, logical, structural, composition)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
-        self._keep_antialiasing()
-        self.prompt, self.clip_weights = prompt, clip_weights
-        self.preset, self.category = preset, ""
+        keep_antialiasing(self.pre_processor)
+        self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
+        self.category = ""  # what the images show, once a data module said so
         self.model: NpgmfModel = NpgmfModel(self.settings)
-        self.branch_maps: BranchMaps | None = None
-        self._weights_ready = False
-        self._calibration_data: Any = None
-        self._calibrated_at = -1
-        self._calibrator = Calibrator(self.model, self.normalised)
-        self.feature_cache = feature_cache
-        self._cached_features: FeatureCache | None = None
-
-    # ---------------------------------------------------------------- training
+        self.calibrator = Calibrator(self.model, self.normalised)
+        self.cached_features: FeatureCache | None = None
+        self.weights_ready = False  # whether weights and text prior are loaded
+        self.calibrated_for_bank = True  # false while a file with a smaller bank is written without data
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
         """Losses of the logical branch (eq. 6)."""
         del batch_idx
-        losses = self._losses(batch)
+        losses = losses_of(self, batch)
+        check_finite(losses, self.current_epoch)
         for name, value in losses.items():
-            if not torch.isfinite(value):
-                self._restore_training_data()  # Lightning tears nothing down after an error
-                msg = (
-                    f"The {name} loss became {value.item()} in epoch {self.current_epoch}; training stops and the last "
-                    "checkpoint stays. Try a smaller learning rate."
-                )
-                raise RuntimeError(msg)
-        names = {name: "train_loss" if name == "loss" else f"train_{name}_loss" for name in losses}
-        size = batch.batch_size
-        for name, value in losses.items():
-            shown = name == "loss"
-            self.log(names[name], value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=size, sync_dist=True)
+            shown = "train_loss" if name == "loss" else f"train_{name}_loss"
+            bar, size = name == "loss", batch.batch_size
+            self.log(shown, value, on_step=False, on_epoch=True, prog_bar=bar, batch_size=size, sync_dist=True)
         return losses["loss"]
 
-    def _losses(self, batch: ImageBatch) -> dict[str, Tensor]:
-        if self._cached_features is None or self.model.logical is None:
-            losses: dict[str, Tensor] = self.model(batch.image)
-            return losses
-        assert batch.image is not None
-        assert batch.image_path is not None
-        features = self._cached_features.features(
-            [str(path) for path in batch.image_path],
-            batch.image,
-            lambda images: self.model.features(images, ["logical"]).logical,
-        )
-        return self.model.logical.losses(features, self.model.resize_logical(batch.image))
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """Adam with the paper's betas over everything that is not frozen."""
+        return defaults.optimiser(self.model, self.settings.learning_rate)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradients, to 1 unless the trainer says otherwise."""
+        limit = defaults.GRADIENT_CLIP if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> Any:
-        """Predictions for metrics on the validation set; only made when something looks at them."""
+        """Predictions for metrics on the validation set; only made when something reads them."""
         del batch_idx
         wanted = isinstance(self.evaluator, Evaluator) and len(self.evaluator.val_metrics) > 0
         if not wanted and (self.post_processor is None or isinstance(self.post_processor, CalibratedPostProcessor)):
             return batch
         assert batch.image is not None
-        assert batch.image_path is not None
-        maps = self._calibrator.maps(batch.image, [str(path) for path in batch.image_path])
+        maps = self.calibrator.maps(batch.image, [str(path) for path in batch.image_path or []])
         return batch.update(**self.model.merge(maps)._asdict())
 
-    def on_validation_start(self) -> None:
-        """Calibrate before anything is validated."""
-        if self.trainer.state.fn == "fit":
-            self._calibrate()
-
-    def on_train_epoch_end(self) -> None:
-        """Calibrate, so that the checkpoint of this epoch is complete, and log how the codes are used."""
-        self._calibrate()
-        if self.model.logical is not None:
-            for name, value in self.model.logical.codebook_statistics().items():
-                self.log(name, value, sync_dist=True)
-
-    # ---------------------------------------------------------------- calibration
-
-    @torch.no_grad()
-    def _calibrate(self) -> None:
-        """Statistics of the maps and the threshold, from normal images that no branch was fitted on."""
-        if self._calibrated_at == self.trainer.global_step:
-            return
-        self._calibrated_at = self.trainer.global_step
-        if self._calibration_data is None:
-            loaders = self.trainer.val_dataloaders
-            if loaders is None or not loaders.dataset.has_normal:
-                msg = "There are no normal validation images to calibrate on; pass a data module or a loader of them."
-                raise ValueError(msg)
-            self._calibration_data = normal_images(loaders.dataset)
-        self._calibrate_on(self.calibration_batches())
-
-    def calibration_batches(self) -> Iterable[ImageBatch]:
-        """The normal images that the model was calibrated on in its last fit, this process's share; none before."""
-        return map(restore_deep_images, self._loader(self._calibration_data)) if self._calibration_data else ()
-
-    @torch.no_grad()
-    def calibrate(self, datamodule: AnomalibDataModule) -> None:
-        """Compute the statistics of the maps and the threshold anew, without training.
-
-        Args:
-            datamodule: Data of the category; its calibration images are used.
-        """
-        datamodule.setup("fit")
-        view = plain(split_for_calibration(datamodule), self.settings.image_size)
-        restore_training_data(datamodule)
-        self._calibrator.forget()
-        loader = DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn)
-        self._calibrate_on(map(restore_deep_images, loader))
-
-    def _calibrate_on(self, batches: Iterable[Any]) -> None:
-        scores = self._calibrator.run(batches)
-        if isinstance(self.post_processor, CalibratedPostProcessor):
-            self.post_processor.calibrate(scores)
-
-    # ---------------------------------------------------------------- inference
-
     def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Scores and merged maps of a batch; the branch maps stay in ``self.branch_maps`` for the visualizer."""
+        """Scores and merged maps of a batch, which also gets the maps of the branches for the visualizer."""
         del batch_idx, args, kwargs
-        return self._predict(batch)
+        self.require_training()
+        assert batch.image is not None
+        maps = self.model.branch_maps(batch.image, details=True)
+        return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """As `test_step`."""
-        del batch_idx, dataloader_idx
-        return self._predict(batch)
+        return self.test_step(batch, batch_idx, dataloader_idx)
 
-    def _require_training(self) -> None:
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] as the model takes them."""
+        transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
+        result: Tensor = transform(images) if transform else images
+        return result
+
+    def require_training(self) -> None:
+        """Raise RuntimeError unless the model has been trained."""
         if not self.model.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)
 
-    def _predict(self, batch: Any) -> STEP_OUTPUT:
-        self._require_training()
-        self.branch_maps = self.model.branch_maps(batch.image)
-        return batch.update(**self.model.merge(self.branch_maps.maps)._asdict())
+    calibrate = calibrate_model
+
+    learning_type = LearningType.ONE_CLASS
+    trainer_arguments: ClassVar[dict[str, Any]] = {}  # these would override what the user chose
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer; one that is about to fit gets the preset's epochs where the user set no limit."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        AnomalibModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, for mypy a method
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Reading of 16-bit images, preparation of a fit, then anomalib's callbacks."""
+        others = super().configure_callbacks()
+        return [Load16BitGrayscale(), PrepareFit(), *([others] if isinstance(others, Callback) else others)]
+
+    def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
+        """Resize to the larger of the branches' sizes, and ImageNet's normalisation."""
+        return defaults.pre_processor(image_size or self.settings.image_size)
+
+    configure_post_processor = CalibratedPostProcessor
+    configure_evaluator = staticmethod(defaults.evaluator)
+    configure_visualizer = NpgmfVisualizer
+
+    describe = describe_model
+    to_torch, to_onnx, to_openvino = to_torch, to_onnx, to_openvino  # type: ignore[assignment]  # Lightning's differs
+    _compress_ov_model, _post_training_quantization_ov = compress_openvino, quantise_openvino
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the metadata, see `anomalib_npgmf.export.describe`."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY] = self.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
+        rename_tensors(checkpoint["state_dict"])
+        check_checkpoint(checkpoint, self)
+        super().on_load_checkpoint(checkpoint)
+        keep_antialiasing(self.pre_processor)
+        self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
+        self.weights_ready = True
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
+        """As anomalib's; ValueError if the file is truncated, foreign or of another architecture."""
+        with readable(checkpoint_path):
+            model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        assert isinstance(model, cls)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a ``.pt`` file holds: no calibration images and no cache."""
+        return super().__getstate__() | {"calibrator": None, "cached_features": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled model, also one of a version before 0.2."""
+        super().__setstate__(state)
+        rename_attributes(self.model.composition)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from anomalib.data import InferenceBatch
+from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.network import Backbone
@@ -17,6 +18,7 @@ from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.structural.model import StructuralBranch
 
 PARTS = ("logical", "structural", "composition")
+SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 
 
 class Features(NamedTuple):
@@ -25,7 +27,7 @@ class Features(NamedTuple):
     Attributes:
         logical: Levels of the encoder that the logical branch uses, standardised, finest first.
         structural: The memory bank's levels.
-        composition: The composition read-out's levels.
+        composition: The composition branch's levels.
     """
 
     logical: list[Tensor]
@@ -39,12 +41,15 @@ class BranchMaps(NamedTuple):
     Attributes:
         maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
             ``"composition"`` [B, 1, H, W], whose maximum is the image's composition distance.
-        reconstruction: What the logical branch takes for the normal version of the image, [B, 3, H, W], normalised like
-            the input; ``None`` without that branch, or where it was not asked for.
+        reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
+            that branch, or without ``details``.
+        explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
+            without composition branch, or without ``details``.
     """
 
     maps: dict[str, Tensor]
     reconstruction: Tensor | None
+    explanations: list[Explanation]
 
 
 class NpgmfModel(nn.Module):
@@ -92,7 +97,7 @@ class NpgmfModel(nn.Module):
             )
         if config.branches != "logical":
             if not config.shares_backbone:
-                # The composition read-out reads this network too: it sees the larger images.
+                # The composition branch reads this network too, which sees the larger images.
                 levels = {*config.structural.levels, *config.composition_levels}
                 self.structural_encoder = Backbone(structural_name, sorted(levels))
             source = self.structural_encoder or self.encoder
@@ -118,12 +123,13 @@ class NpgmfModel(nn.Module):
             config.logical_image_size,
             config.logical_weight,
             config.structural_weight,
+            blur=gaussian_blur(config.logical_image_size),
             maximum=config.merging == "maximum",
             composition=config.composition is not None,
         )
 
     def _encoder_levels(self) -> list[int] | None:
-        """Levels that somebody reads; ``None`` for all that the network has."""
+        """Levels that a part reads; ``None`` for all that the network has."""
         config = self.config
         if config.logical.levels is None:
             return None
@@ -186,44 +192,32 @@ class NpgmfModel(nn.Module):
             self.logical.initialise([levels[i] for i in self._logical_inputs])
 
     def branch_maps(
-        self, image: Tensor, known: Mapping[str, Tensor] | None = None, *, reconstruct: bool = True
+        self, image: Tensor, known: Mapping[str, Tensor] | None = None, *, details: bool = False
     ) -> BranchMaps:
         """Raw anomaly maps of the parts (eqs. 7 and 10).
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
             known: Maps that need no new computation, by part.
-            reconstruct: Whether to rebuild the image, which no map needs.
+            details: Whether to rebuild the image and to explain the composition as well, which no map needs.
 
         Returns:
-            The maps and the reconstruction.
+            The maps and, where asked for, reconstruction and explanations.
         """
         maps = dict(known or {})
         features = self.features(image, [part for part in PARTS if part not in maps])
-        reconstruction = None
+        reconstruction, explanations = None, []
         if self.logical is not None:
-            output = self.logical(features.logical, reconstruct=reconstruct)
+            output = self.logical(features.logical, reconstruct=details)
             maps["logical"] = self.logical.anomaly_map(features.logical, output)
             reconstruction = output.reconstruction
         if self.structural is not None and "structural" not in maps:
             maps["structural"] = self.structural(features.structural)
         if self.composition is not None and "composition" not in maps:
-            maps["composition"] = self.composition(features.composition, self.merger.size).anomaly_map
-        return BranchMaps(maps, reconstruction)
-
-    @torch.no_grad()
-    def explain(self, image: Tensor) -> list[Explanation]:
-        """What is abnormal about the composition of each image.
-
-        Args:
-            image: Normalised images, [B, 3, *config.image_size].
-
-        Returns:
-            One explanation per image, its mask at the size of the images; none without composition read-out.
-        """
-        if self.composition is None:
-            return []
-        return self.composition.explain(self.features(image, ["composition"]).composition, self.config.image_size)
+            mask_size = self.config.image_size if details else None
+            found = self.composition(features.composition, self.merger.size, mask_size)
+            maps["composition"], explanations = found.anomaly_map, found.explanations
+        return BranchMaps(maps, reconstruction, explanations)
 
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
         """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
@@ -261,4 +255,13 @@ class NpgmfModel(nn.Module):
         if not torch.compiler.is_compiling() and not self.merger.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
             raise RuntimeError(msg)
-        return self.merge(self.branch_maps(image, reconstruct=False).maps)
+        return self.merge(self.branch_maps(image).maps)
+
+
+def gaussian_blur(size: tuple[int, int]) -> GaussianBlur2d:
+    """Filter that smooths merged maps (section III-C): a standard deviation of 4 pixels at 256 x 256, in proportion.
+
+    Args:
+        size: Height and width of the maps.
+    """
+    return GaussianBlur2d(sigma=SMOOTHING_SIGMA * min(size) / 256)

@@ -14,8 +14,9 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from torchvision.transforms.v2 import RandomInvert
 
-from anomalib_npgmf import Npgmf, preparation
+from anomalib_npgmf import Npgmf
 from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.host import fit
 from anomalib_npgmf.host.calibration import Calibrator
 from anomalib_npgmf.structural.bank import MemoryBank
 from anomalib_npgmf.structural.model import StructuralBranch
@@ -96,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             run.captions.append(caption)
             return EMBEDDING
 
-        patch.setattr(preparation, "encode_caption", encode)
+        patch.setattr(fit, "encode_caption", encode)
         spy(patch, Npgmf, "training_step", lambda self, batch, index: run.stepped.update(map(str, batch.image_path)))
         spy(patch, StructuralBranch, "collect", lambda self, maps, keys: run.collected.extend(keys))
         spy(patch, Calibrator, "maps", lambda self, image, paths: run.calibrated.extend(paths))
@@ -205,14 +206,14 @@ def test_forward_equals_test(run: Run, tested: dict[str, tuple[float, torch.Tens
 def test_resuming_a_finished_run_changes_nothing(
     run: Run, tested: dict[str, tuple[float, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "encode_caption", lambda *a, **k: pytest.fail("the checkpoint has it"))
+    monkeypatch.setattr(fit, "encode_caption", lambda *a, **k: pytest.fail("the checkpoint has it"))
     fresh = make_model(**ARGUMENTS)
     run.engine(2).fit(fresh, datamodule=run.datamodule(), ckpt_path=run.checkpoint)
     assert same(run.test(fresh), tested)
 
 
 def test_resuming_goes_on_where_it_stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "encode_caption", lambda *a, **k: pytest.fail("the checkpoint has it"))
+    monkeypatch.setattr(fit, "encode_caption", lambda *a, **k: pytest.fail("the checkpoint has it"))
     monkeypatch.setattr(Backbone, "load_weights", lambda *a: pytest.fail("a checkpoint brings its weights"))
     monkeypatch.setattr(StructuralBranch, "collect", lambda *a, **k: pytest.fail("the checkpoint has the bank"))
     saved = torch.load(run.checkpoint, weights_only=True)

@@ -137,7 +137,7 @@ def test_a_branch_alone_builds_nothing_of_the_other(branches: str) -> None:
     assert (model.logical is None) is (branches == "structural")
     assert (model.structural is None) is (branches == "logical")
     with torch.no_grad():
-        output = model.branch_maps(torch.randn(1, 3, 128, 128))
+        output = model.branch_maps(torch.randn(1, 3, 128, 128), details=True)
     assert list(output.maps) == [branches]
     assert (output.reconstruction is None) is (branches == "structural")
 

@@ -1,9 +1,7 @@
 """Antialiased resizing in operators that every exporter has, for any size of image."""
 
 import torch
-from anomalib.pre_processing.utils.transform import get_exportable_transform
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
 
 def resize_matrix(before: Tensor, after: int) -> Tensor:
@@ -62,27 +60,3 @@ class AntialiasedResize(nn.Module):
         # Transposed at the end, so that nothing follows a product directly: OpenVINO's CPU plugin would fuse the
         # normalisation per channel into the product, and fails at it.
         return (columns @ (rows @ image).mT).mT
-
-
-def exportable(transform: Transform | None) -> nn.Module | None:
-    """A pre-processing transform in operators that exporters have, antialiasing included.
-
-    Args:
-        transform: Deterministic torchvision transform.
-
-    Returns:
-        anomalib's exportable version of it, in which antialiased resizes to a fixed size stay antialiased.
-
-    Example:
-        >>> exportable(Compose([Resize((32, 32), antialias=True)]))(torch.ones(1, 3, 50, 50)).shape
-        torch.Size([1, 3, 32, 32])
-    """
-    if isinstance(transform, Compose):
-        return Compose([exportable(part) for part in transform.transforms])
-    if isinstance(transform, Resize) and transform.antialias:
-        # torchvision keeps the mode as it was given: a member, its name or PIL's number.
-        bilinear = transform.interpolation in (InterpolationMode.BILINEAR, "bilinear", 2)
-        if bilinear and transform.size is not None and len(transform.size) == 2:
-            return AntialiasedResize((int(transform.size[0]), int(transform.size[1])))
-    result: nn.Module | None = get_exportable_transform(transform)
-    return result

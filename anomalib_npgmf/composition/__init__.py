@@ -1,4 +1,4 @@
-"""Composition read-out: how much of what an image shows, as a whole and in each part of it."""
+"""Composition branch: histograms of codes, of the whole image and of the cells of grids. An addition to the paper."""
 
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation

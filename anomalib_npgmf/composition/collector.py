@@ -1,4 +1,4 @@
-"""Frozen features of training images, kept until the composition read-out is fitted to them."""
+"""Frozen features of training images, kept until the composition branch is fitted to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FeatureCollector:
 
     Maps of many channels are kept as their projection onto fixed random orthonormal directions, in half precision:
     k-means on so few random projections finds nearly the clusters that it finds on the features (Boutsidis et al.,
-    NeurIPS 2010), and an image takes a third of a megabyte at 256 pixels.
+    NeurIPS 2010), so that an image of 256 x 256 pixels takes a third of a megabyte.
 
     Args:
         channels: Channels of each level.

@@ -1,4 +1,4 @@
-"""What can be set about the composition read-out."""
+"""Settings of the composition branch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CompositionConfig:
-    """Settings of the composition read-out.
+    """Settings of the composition branch.
 
     Args:
         levels: Backbone levels whose patches are counted; level k has stride 2^k.
-        codebook_sizes: Numbers of codes. Few codes keep the composition of a small training set in low dimension, many
-            tell similar parts apart; the distances of all sizes are averaged.
-        codebooks: Codebooks per level and size, from different starts of k-means. Their distances are averaged too,
-            because which parts share a code is to some degree a matter of chance.
-        grids: Cells per side of each grid in whose cells amounts are read again, for what belongs where and with what.
-        grid_codebook_sizes: Numbers of codes of those readings.
+        codebook_sizes: Numbers of codes of whole-image histograms. Few codes suit a small training set, many tell
+            similar parts apart; the squared distances of all sizes are averaged.
+        codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
+            averaged as well, because it partly depends on the start which parts share a code.
+        grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
+        grid_codebook_sizes: Numbers of codes of the histograms of grids.
 
     Raises:
         ValueError: If a value is out of range.

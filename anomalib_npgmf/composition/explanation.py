@@ -1,27 +1,31 @@
-"""Say in words, and mark in the image, why a composition is abnormal."""
+"""Explanation of an abnormal composition: one line of text, and a mask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from anomalib_npgmf.composition.histogram import Evidence
 
 
 class Explanation(NamedTuple):
-    """The code that adds most to an image's composition distance.
+    """The code that contributes most to an image's composition distance.
 
     Attributes:
         level: Backbone level of the code.
         codebook_size: How many codes its codebook has.
         codebook: Number of its codebook among those of that level and size.
         code: Its number in the codebook.
-        share: Share of the patches there that belong to it, in [0, 1].
+        share: Share of the patches of the place that belong to it, in [0, 1].
         normal_share: The same on normal images.
-        mask: Patches there that belong to the code, boolean [H, W] at the size of the image.
-        place: Which part of the image is meant, "image" for all of it.
+        mask: Patches of the place that belong to the code, boolean [H, W].
+        place: Cell of the grid, "image" for the whole image.
 
     Example:
-        >>> import torch
         >>> explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
         >>> explanation.text
         'composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)'
@@ -48,11 +52,41 @@ class Explanation(NamedTuple):
         ).replace("%", " %")
 
 
-def place_of(row: int, column: int, grid: int) -> str:
-    """Name of a cell of a grid.
+def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], size: tuple[int, int]) -> Explanation:
+    """Find the code and cell that contribute most to the distance of one image.
 
     Args:
-        row: Its row, from above.
+        evidence: Contributions to the distance, one entry per pair of level and codebook size.
+        image: Index of the image in the batch.
+        levels: Backbone level of each entry.
+        size: Height and width of the mask.
+    """
+    number = max(range(len(evidence)), key=lambda index: float(evidence[index].contributions[image].max()))
+    found = evidence[number]
+    contributions = found.contributions[image]
+    book, code, row, column = place = tuple(map(int, torch.unravel_index(contributions.argmax(), contributions.shape)))
+    _, codes, grid, _ = contributions.shape
+    membership = found.memberships[image, book, code]
+    mask = F.interpolate(membership[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+    cell = torch.zeros(1, 1, grid, grid, device=mask.device)
+    cell[0, 0, row, column] = 1
+    return Explanation(
+        level=levels[number],
+        codebook_size=codes,
+        codebook=book,
+        code=code,
+        share=float(found.shares[image][place]),
+        normal_share=float(found.normal_shares[place]),
+        mask=mask & (F.interpolate(cell, size=size, mode="nearest")[0, 0] > 0),
+        place=place_of(row, column, grid),
+    )
+
+
+def place_of(row: int, column: int, grid: int) -> str:
+    """Name a cell of a grid.
+
+    Args:
+        row: Its row, from the top.
         column: Its column, from the left.
         grid: Cells per side.
 

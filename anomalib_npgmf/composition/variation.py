@@ -1,4 +1,4 @@
-"""Normal variation of composition vectors: a Gaussian with shrunk covariance."""
+"""Mean and shrunk covariance of the code histograms of normal images, and the Mahalanobis distance from them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _MOST_FOLDS = 60
 
 
 class NormalVariation(nn.Module):
-    """Gaussians over the composition vectors of normal images, one for each codebook.
+    """Gaussians over the code histograms of normal images, one for each codebook.
 
-    The covariance is shrunk as in Ledoit and Wolf (J. Multivar. Anal. 88, 2004), for training images are few against
-    the length of a vector. Its inverse is scaled so that training images have a mean squared distance of one; then
-    codebooks count alike in a mean.
+    The covariance is shrunk as in Ledoit and Wolf (J. Multivar. Anal. 88, 2004), because training images are few
+    compared with the length of a histogram. Its inverse is scaled so that training images have a mean squared distance
+    of one: then all codebooks have the same weight in a mean.
 
     Args:
         books: Number R of codebooks.
@@ -29,11 +29,11 @@ class NormalVariation(nn.Module):
         >>> generator = torch.Generator().manual_seed(0)
         >>> normal = torch.randn(200, 1, 2, generator=generator) * torch.tensor([1.0, 0.1])
         >>> variation.fit(normal)
-        >>> deviation, gradient = variation(normal)
-        >>> round((deviation * gradient).sum(-1).mean().item(), 3)
+        >>> difference, gradient = variation(normal)
+        >>> round((difference * gradient).sum(-1).mean().item(), 3)
         1.0
-        >>> deviation, gradient = variation(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]]))
-        >>> squared = (deviation * gradient).sum(-1).flatten()
+        >>> difference, gradient = variation(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]]))
+        >>> squared = (difference * gradient).sum(-1).flatten()
         >>> bool(squared[0] > 20 * squared[1])
         True
     """
@@ -50,7 +50,7 @@ class NormalVariation(nn.Module):
         """Fit to normal images.
 
         Args:
-            vectors: Their composition vectors, [N, R, K].
+            vectors: Their code histograms, [N, R, K].
 
         Raises:
             ValueError: If there are fewer than two images.
@@ -65,7 +65,7 @@ class NormalVariation(nn.Module):
             self.precision[book] = torch.from_numpy(model.precision_ / max(squared, 1e-12))
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Deviation from the mean, and half the gradient of the squared Mahalanobis distance.
+        """Difference from the mean, and half the gradient of the squared Mahalanobis distance.
 
         Args:
             vectors: [B, R, K].
@@ -73,16 +73,16 @@ class NormalVariation(nn.Module):
         Returns:
             ``x = v - mean`` and ``P x``, both [B, R, K]; the sum of their product over K is the squared distance.
         """
-        deviation = vectors - self.mean
-        gradient = (self.precision @ deviation.unsqueeze(-1)).squeeze(-1)
-        return deviation, gradient
+        difference = vectors - self.mean
+        gradient = (self.precision @ difference.unsqueeze(-1)).squeeze(-1)
+        return difference, gradient
 
 
 def cross_validated(vectors: Tensor) -> Tensor:
-    """Squared distance of each normal image from the variation of the others.
+    """Squared distance of each normal image from mean and covariance of the others (cross-validation).
 
     Args:
-        vectors: Composition vectors, [N, R, K]. Of more than sixty images, several are left out at a time.
+        vectors: Code histograms, [N, R, K]. Of more than sixty images, several are left out at a time.
 
     Returns:
         Mean over the codebooks, [N]; zero for less than three images.
@@ -102,6 +102,6 @@ def cross_validated(vectors: Tensor) -> Tensor:
     for fold in range(folds):
         chosen = fold_of == fold
         variation.fit(vectors[~chosen])
-        deviation, gradient = variation(vectors[chosen])
-        squared[chosen] = (deviation * gradient).sum(dim=2).mean(dim=1)
+        difference, gradient = variation(vectors[chosen])
+        squared[chosen] = (difference * gradient).sum(dim=2).mean(dim=1)
     return squared

@@ -1,11 +1,15 @@
-"""Which normal images calibrate the model: never a test image, never one that a branch was fitted on."""
+"""Calibration images: never a test image, never one that a branch was fitted on."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
+
+from anomalib_npgmf.host.compat import restore_16_bit
 
 HOLD_OUT = 0.1  # share of the training images where there is no validation set of its own
 _FULL = "_npgmf_full_train_data"
@@ -64,3 +68,16 @@ def restore_training_data(datamodule: AnomalibDataModule) -> None:
     if full is not None:
         datamodule.train_data = full
         delattr(datamodule, _FULL)
+
+
+def calibration_loader(datamodule: AnomalibDataModule, size: tuple[int, int]) -> Iterator[Any]:
+    """Batches of the calibration images of a data module, which is set up here and keeps its training images.
+
+    Args:
+        datamodule: Data of the category.
+        size: Height and width of the images.
+    """
+    datamodule.setup("fit")
+    view = plain(split_for_calibration(datamodule), size)
+    restore_training_data(datamodule)
+    return map(restore_16_bit, DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))

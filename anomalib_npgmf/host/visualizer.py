@@ -1,4 +1,4 @@
-"""Pictures that show what each branch saw."""
+"""Pictures of the maps of all branches, and the maps on their way from the model to the visualizer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from torch import Tensor
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
 from anomalib_npgmf.merging.rule import MapMerger
+from anomalib_npgmf.torch_model import BranchMaps
 
 
-def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
-    """The part that decides each image's score.
+def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
+    """The part that determines each image's score.
 
-    That is the composition where the highest point of the merged map is its own, else the branch that says most there:
-    of a sum, the larger summand.
+    That is the composition branch where the maximum of the merged map is its own, else the branch with the largest term
+    at that position.
 
     Args:
         merger: A calibrated one.
@@ -32,51 +33,61 @@ def speaking_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
 
     Example:
         >>> import torch
-        >>> merger = MapMerger((64, 64), 1.0, 1.0)
+        >>> merger = MapMerger((64, 64), 1.0, 1.0, blur=torch.nn.Identity())
         >>> low, high = torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 64, 64), 2.0)
-        >>> speaking_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
+        >>> dominant_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
         ['structural', 'logical']
     """
     parts = {name: part.flatten(1) for name, part in merger.calibrated_maps(maps).items()}
     composition = parts.pop("composition", None)
     scores, peaks = merger(maps).flatten(1).max(dim=1)
-    speakers = []
+    dominant = []
     for index, (score, peak) in enumerate(zip(scores, peaks.tolist(), strict=True)):
         if composition is not None and composition[index, peak] >= score:
-            speakers.append("composition")
+            dominant.append("composition")
         else:
-            speakers.append(max(parts, key=lambda name: float(parts[name][index, peak])))
-    return speakers
+            dominant.append(max(parts, key=lambda name: float(parts[name][index, peak])))
+    return dominant
 
 
-def title_of(score: float, label: bool | None, speaker: str | None, explanation: Explanation | None) -> str:
+def title_of(score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | None) -> str:
     """Text above a picture.
 
     Args:
         score: Image score.
         label: Whether the image is anomalous; ``None`` if the model does not say.
-        speaker: The part that decides the score; ``None`` for a model of one part.
-        explanation: What the composition says where it decides.
+        dominant_name: The part that determines the score; ``None`` for a model of one part.
+        explanation: Explanation of the composition branch where it determines the score.
 
     Example:
         >>> title_of(0.714, True, "logical", None)
-        'score 0.71, anomalous; the logical branch speaks'
+        'score 0.71, anomalous; the logical branch dominates'
     """
     title = f"score {score:.2f}"
     if label is not None:
         title += ", anomalous" if label else ", normal"
-    if speaker is not None:
-        title += "; the composition speaks" if speaker == "composition" else f"; the {speaker} branch speaks"
+    if dominant_name is not None:
+        title += f"; the {dominant_name} branch dominates"
     return title if explanation is None else f"{title}\n{explanation.text}"
+
+
+def attach_maps(batch: Any, maps: BranchMaps) -> Any:
+    """Have a batch carry the maps of the branches, for which anomalib's batches have no field; returns the batch."""
+    batch.branch_maps = maps
+    return batch
+
+
+def maps_of(batch: Any) -> BranchMaps | None:
+    """The maps of the branches that a batch carries, if any."""
+    return getattr(batch, "branch_maps", None)
 
 
 class NpgmfVisualizer(ImageVisualizer):
     """One picture per test image: image, ground truth, each part's map, merged map and reconstruction.
 
     The maps of the parts are on the scale of the merged map: green is where a part alone reaches the threshold. The
-    title gives score and label and names the branch that says most at the highest point. Where the composition read-out
-    decides the score instead, a second line says of what there is too much or too little, and the patches of that kind
-    are outlined in its map.
+    title gives score and label, and names the branch that determines the score. Where that is the composition branch, a
+    second line names the code of which there is too much or too little, and its patches are outlined in the map.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -105,6 +116,7 @@ class NpgmfVisualizer(ImageVisualizer):
                 category=getattr(datamodule, "category", None),
             )
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        del batch.branch_maps  # a list of predictions would keep them all in memory
 
     def on_predict_batch_end(
         self,
@@ -129,22 +141,24 @@ class NpgmfVisualizer(ImageVisualizer):
         self.on_test_end(trainer, pl_module)
 
     def draw(self, module: Any, batch: ImageBatch) -> list[Picture]:
-        """Draw the pictures of a batch that ``module`` has just predicted.
+        """Draw the pictures of a batch.
 
         Args:
             module: The `anomalib_npgmf.Npgmf` model.
-            batch: The batch with its predictions.
+            batch: The batch as ``test_step`` returned it, with the maps of the branches.
 
         Returns:
             One RGB picture per image.
         """
         assert batch.anomaly_map is not None
         assert batch.image is not None
-        branch_maps, model, post = module.branch_maps, module.model, module.post_processor
-        parts = model.merger.calibrated_maps(branch_maps.maps)
-        speakers = speaking_part(model.merger, branch_maps.maps)
-        explained = [index for index, name in enumerate(speakers) if name == "composition"]
-        explanations = dict(zip(explained, model.explain(batch.image[explained]), strict=True)) if explained else {}
+        branch_maps, merger, post = maps_of(batch), module.model.merger, module.post_processor
+        assert branch_maps is not None
+        parts = merger.calibrated_maps(branch_maps.maps)
+        dominant = dominant_part(merger, branch_maps.maps)
+        explanations = {
+            index: branch_maps.explanations[index] for index, name in enumerate(dominant) if name == "composition"
+        }
         pictures = []
         for index in range(len(batch.anomaly_map)):
             image = self._picture(to_rgb(batch.image[index]))
@@ -161,11 +175,11 @@ class NpgmfVisualizer(ImageVisualizer):
                 named[f"composition map, code {explanations[index].code}"] = marked
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
             if branch_maps.reconstruction is not None:
-                named["what normal would look like"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
+                named["reconstruction"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
             score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
             label = None if batch.pred_label is None else bool(batch.pred_label[index])
-            speaker = speakers[index] if len(parts) > 1 else None
-            pictures.append(panels(named, title_of(score, label, speaker, explanations.get(index))))
+            dominant_name = dominant[index] if len(parts) > 1 else None
+            pictures.append(panels(named, title_of(score, label, dominant_name, explanations.get(index))))
         return pictures
 
     def _resize(self, values: Tensor) -> NDArray[np.float32]:

@@ -113,3 +113,19 @@ class LogicalLoss(nn.Module):
             + self.config.codebook_loss_weight * parts["codebook"]
         )
         return parts
+
+
+def check_finite(losses: dict[str, Tensor], epoch: int) -> None:
+    """Raise RuntimeError if a loss is NaN or infinite.
+
+    Args:
+        losses: Scalars by name.
+        epoch: Number of the epoch, for the message.
+    """
+    for name, value in losses.items():
+        if not torch.isfinite(value):
+            msg = (
+                f"The {name} loss became {value.item()} in epoch {epoch}; training stops and the last "
+                "checkpoint stays. Try a smaller learning rate."
+            )
+            raise RuntimeError(msg)

@@ -1,1 +1,6 @@
 """Merging of the maps: calibration on normal images, eq. 11, smoothing."""
+
+from anomalib_npgmf.merging.calibration import calibrate
+from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
+
+__all__ = ["CompositionMerger", "MapMerger", "calibrate"]

@@ -4,24 +4,22 @@ import math
 
 import torch
 import torch.nn.functional as F
-from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 
-from anomalib_npgmf.merging.statistics import LEAST_SPREAD, MapStatistics
+from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
-SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 BRANCHES = ("logical", "structural")
-COMPOSITION_MARGIN = 0.25  # deviations; chosen on development seeds, see docs/findings.md
+COMPOSITION_MARGIN = 0.25  # standard deviations; chosen on development seeds, see docs/findings.md
 
 
 class CompositionMerger(nn.Module):
     """Adds the composition map to the merged map of the branches.
 
-    Both are brought to the same unit, the standard deviation of the image score over normal images:
-    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 1/4)``. S is the branches' map, whose maximum is their image score, and
-    C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
-    then the larger one of the two calibrated scores, where the composition gives way by a quarter of a deviation: of
-    two scores that are maxima of noise on a damaged but complete image, the one that may see the damage decides.
+    Both are standardised by mean and standard deviation of the image scores of normal images:
+    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 0.25)``. S is the branches' map, whose maximum is their image score,
+    and C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
+    the larger of the two standardised scores. 0.25 standard deviations are subtracted from the composition so that the
+    branches, which localise damage, win near ties. An addition to the paper.
 
     Attributes:
         mean: mu_S and mu_C.
@@ -43,14 +41,14 @@ class CompositionMerger(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
 
-    def calibrate(self, scores: Tensor, distances: Tensor, held_out: Tensor | None = None) -> None:
-        """Fix mean and standard deviation.
+    def calibrate(self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None) -> None:
+        """Set mean and standard deviation.
 
         Args:
-            scores: Image scores of the branches on normal images that nothing was fitted on, [N].
+            scores: Image scores of the branches on calibration images, [N].
             distances: Composition distances of the same images, [N].
-            held_out: Number, mean and sum of squared deviations of more distances, [3]; see
-                `anomalib_npgmf.composition.CompositionBranch`.
+            cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
+                training images, [3]; they are pooled with ``distances``.
 
         Raises:
             ValueError: If a score is NaN or infinite.
@@ -58,16 +56,16 @@ class CompositionMerger(nn.Module):
         for index, values in enumerate((scores, distances)):
             statistics = MapStatistics()
             statistics.update(values)
-            if index == 1 and held_out is not None:
-                number, mean, squares = held_out.tolist()
+            if index == 1 and cv_stats is not None:
+                number, mean, squares = cv_stats.tolist()
                 statistics.combine(int(number), mean, squares)
             if statistics.count and not math.isfinite(statistics.mean):
                 msg = "Image scores of the calibration images are not finite; check the images."
                 raise ValueError(msg)
-            # A handful of images may agree by chance, and a single one always does.
-            least = max(LEAST_SPREAD * abs(statistics.mean), 1e-6)
-            spread = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
-            self.mean[index], self.std[index] = statistics.mean, max(spread, least)
+            # The scores of a handful of images may agree by chance; that of a single one has no spread at all.
+            floor = max(MIN_RELATIVE_STD * abs(statistics.mean), 1e-6)
+            std = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
+            self.mean[index], self.std[index] = statistics.mean, max(std, floor)
 
     def forward(self, branches: Tensor | None, composition: Tensor) -> Tensor:
         """Combine.
@@ -79,38 +77,39 @@ class CompositionMerger(nn.Module):
         Returns:
             [B, 1, H, W].
         """
-        surplus = self.of_composition(composition)
-        return surplus if branches is None else torch.maximum(self.of_branches(branches), surplus)
+        standardised = self.of_composition(composition)
+        return standardised if branches is None else torch.maximum(self.of_branches(branches), standardised)
 
     def of_branches(self, merged: Tensor) -> Tensor:
-        """The branches' merged map in the common unit; any shape."""
+        """Standardise the branches' merged map, any shape."""
         return (merged - self.mean[0]) / self.std[0]
 
     def of_composition(self, composition: Tensor) -> Tensor:
-        """The composition map in the common unit, less the margin; any shape."""
+        """Standardise the composition map, any shape, and subtract the margin."""
         return (composition - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
 
 
 class MapMerger(nn.Module):
     """Eq. 11: ``S = w_log (S_log - mu_log) / sd_log + w_str (S_str - mu_str) / sd_str``, then a Gaussian filter.
 
-    Or the maximum, an addition to the paper: the larger one of the two calibrated and smoothed maps. Where one branch
-    alone sees an anomaly, a sum dilutes what it says with the other one's noise.
+    With ``maximum``, an addition to the paper, it is the pixelwise maximum of the two calibrated and smoothed maps:
+    where only one branch detects an anomaly, a sum would add the other branch's noise.
 
     Args:
-        size: Height and width at which the maps meet.
+        size: Height and width of the merged map.
         logical_weight: w_log.
         structural_weight: w_str.
-        maximum: Whether the maximum takes the place of the weighted sum.
-        composition: Whether a composition map joins the branches' maps.
+        blur: Gaussian filter, [B, 1, H, W] to [B, 1, H, W].
+        maximum: Whether to take the maximum instead of the weighted sum.
+        composition: Whether a composition map is merged as well.
 
     Attributes:
         mean: mu of the logical and the structural map.
         std: Their standard deviation.
-        composition: Where the composition map joins, see `CompositionMerger`.
+        composition: Merger of the composition map, see `CompositionMerger`; ``None`` without one.
 
     Example:
-        >>> merger = MapMerger((64, 64), 1.0, 3.0)
+        >>> merger = MapMerger((64, 64), 1.0, 3.0, blur=nn.Identity())
         >>> merger.calibrate({"logical": (1.0, 0.5), "structural": (2.0, 1.0)})
         >>> merged = merger({"logical": torch.full((1, 1, 64, 64), 2.0), "structural": torch.full((1, 1, 8, 8), 3.0)})
         >>> round(merged.mean().item(), 4)  # 1 * (2 - 1) / 0.5 + 3 * (3 - 2) / 1
@@ -127,6 +126,7 @@ class MapMerger(nn.Module):
         logical_weight: float = 1.0,
         structural_weight: float = 3.0,
         *,
+        blur: nn.Module,
         maximum: bool = False,
         composition: bool = False,
     ) -> None:
@@ -145,10 +145,10 @@ class MapMerger(nn.Module):
         self.register_buffer("std", torch.ones(len(BRANCHES)))
         self.register_buffer("calibrated", torch.tensor(False))
         self.composition = CompositionMerger() if composition else None
-        self.blur = GaussianBlur2d(sigma=SMOOTHING_SIGMA * min(size) / 256)
+        self.blur = blur
 
     def calibrate(self, statistics: dict[str, tuple[float, float]]) -> None:
-        """Fix mean and standard deviation.
+        """Set mean and standard deviation.
 
         Args:
             statistics: Mean and standard deviation over all pixels of normal images, by branch.
@@ -171,14 +171,13 @@ class MapMerger(nn.Module):
         return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
 
     def smoothed(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is merged: the summands of eq. 11, or the calibrated maps of which the maximum is taken, smoothed.
+        """Calibrated, weighted and smoothed maps: the terms of the sum or of the maximum.
 
         Args:
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Calibrated, weighted and smoothed maps by branch, [B, 1, H, W]; a single branch counts with weight one, as
-            all do in a maximum.
+            [B, 1, H, W] by branch. The weight is one for a single branch and for a maximum.
         """
         return {branch: self.blur(part) for branch, part in self._weighted(maps).items()}
 
@@ -207,7 +206,7 @@ class MapMerger(nn.Module):
         return self.blur(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
 
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map of each part in the unit of the merged map: the parts of a sum, or what a maximum is taken of.
+        """Map of each part on the scale of the merged map: the terms of the sum or of the maximum.
 
         Args:
             maps: Raw maps by part, [B, 1, h, w] each.

@@ -4,13 +4,14 @@ from torch import Tensor
 
 from anomalib_npgmf.distributed import gather_list
 
-LEAST_SPREAD = 0.05  # of scores of normal images, relative to their mean: a handful of images may agree by chance
+MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean of scores: a few images may agree by chance
 
 
 class MapStatistics:
     """Mean and standard deviation of all pixels of a stream of maps, in float64.
 
-    Blocks are combined as in Chan et al., so that a large mean does not cancel the variance.
+    Blocks are combined by the parallel update of Chan, Golub and LeVeque (Am. Stat. 37, 1983), which stays accurate
+    where the mean is large compared with the standard deviation.
 
     Example:
         >>> import torch
@@ -33,7 +34,7 @@ class MapStatistics:
         self.combine(values.numel(), mean, (values - mean).square().sum().item())
 
     def combine(self, count: int, mean: float, squares: float) -> None:
-        """Add a block of ``count`` values with that mean and that sum of squared deviations."""
+        """Add a block of values, given their count, mean and sum of squared differences from the mean."""
         if not count:
             return
         total = self.count + count
@@ -44,12 +45,12 @@ class MapStatistics:
 
     @property
     def std(self) -> float:
-        """Standard deviation over all values seen (divided by their number)."""
+        """Population standard deviation of all values (divided by N)."""
         return (self._squares / self.count) ** 0.5 if self.count else 0.0
 
     @property
     def sample_std(self) -> float:
-        """Standard deviation divided by the number less one; of at least two values."""
+        """Sample standard deviation (divided by N − 1) of at least two values."""
         return (self._squares / (self.count - 1)) ** 0.5
 
     def synchronise(self) -> None:

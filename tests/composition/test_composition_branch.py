@@ -1,4 +1,4 @@
-"""The reading of the whole image sees amounts, points at the surplus and explains it; places do not matter to it."""
+"""The histogram of the whole image sees amounts, points at the surplus and explains it; places do not matter to it."""
 
 import io
 
@@ -70,8 +70,8 @@ def test_where_a_part_is_missing_the_floor_lights_up(branch: CompositionBranch) 
 def test_map_is_the_derivative_of_the_distance(branch: CompositionBranch) -> None:
     """Moving a little membership of a patch from the mean patch changes the squared distance as the map says."""
     features, _ = _scene(8, 6, 9)
-    (reading,) = branch.readings
-    codes, variation = reading.codes[0], reading.variations[0]
+    (part,) = branch.histograms
+    codes, variation = part.codes[0], part.variations[0]
     memberships = codes(features).detach().requires_grad_()
     vector = (memberships.mean((-2, -1)) + 1e-4).sqrt()
     deviation, gradient = variation(vector)
@@ -87,7 +87,7 @@ def test_map_is_the_derivative_of_the_distance(branch: CompositionBranch) -> Non
 
 def test_explanation_names_level_and_marks_the_surplus(branch: CompositionBranch) -> None:
     features, labels = _scene(12, 6, 3)
-    (explanation,) = branch.explain([features], (SIDE, SIDE))
+    (explanation,) = branch([features], (SIDE, SIDE), (SIDE, SIDE)).explanations
     assert explanation.level == 3
     assert f"code {explanation.code}" in explanation.text
     assert explanation.mask.shape == (SIDE, SIDE)
@@ -102,14 +102,14 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
     for seed in range(10):
         branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
     branch.finish()
-    assert len(branch.readings) > len(whole.readings)
+    assert len(branch.histograms) > len(whole.histograms)
     file = io.BytesIO()
     torch.save(branch.state_dict(), file)
     file.seek(0)
     fresh = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
     fresh.load_state_dict(torch.load(file, weights_only=True))
     features, _ = _scene(5, 6, 1)
-    for ours, theirs in zip(branch([features], (32, 32)), fresh([features], (32, 32)), strict=True):
+    for ours, theirs in zip(branch([features], (32, 32))[:2], fresh([features], (32, 32))[:2], strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -135,8 +135,8 @@ def test_order_and_batches_do_not_matter() -> None:
 
 def test_held_out_distances_are_those_from_the_other_images(branch: CompositionBranch) -> None:
     """With the codes kept, the normal variation is fitted anew without each image; unseen images are like that."""
-    (reading,) = branch.readings
-    vectors = torch.cat([reading.vector(reading.codes[0](_scene(4, 6, seed)[0])) for seed in range(30)]).flatten(2)
+    (part,) = branch.histograms
+    vectors = torch.cat([part.histogram(part.codes[0](_scene(4, 6, seed)[0])) for seed in range(30)]).flatten(2)
     distances = []
     for index in range(30):
         others = NormalVariation(*vectors.shape[1:])
@@ -145,7 +145,7 @@ def test_held_out_distances_are_those_from_the_other_images(branch: CompositionB
         distances.append((deviation * gradient).sum(dim=2).mean().sqrt().item())
     assert branch.mean.item() == pytest.approx(np.mean(distances), rel=1e-4)
     assert branch.std.item() == pytest.approx(np.std(distances, ddof=1), rel=1e-3)
-    number, mean, squares = branch.held_out.tolist()
+    number, mean, squares = branch.cv_stats.tolist()
     assert number == 30
     assert mean == pytest.approx(0, abs=1e-4)
     assert squares == pytest.approx(29, rel=1e-3)

@@ -1,11 +1,11 @@
-"""The reading in the cells of a grid sees what lies in the wrong place, or goes with the wrong part."""
+"""The histograms of the cells of a grid see what lies in the wrong place, or goes with the wrong part."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
-from anomalib_npgmf.composition.histogram import Reading, cell_means
+from anomalib_npgmf.composition.histogram import CodeHistograms, cell_means
 from anomalib_npgmf.composition.model import GRID_MARGIN
 
 SIDE = 8
@@ -37,7 +37,7 @@ def branch() -> CompositionBranch:
 def test_wrong_partner_is_seen_by_the_grid_alone(branch: CompositionBranch) -> None:
     normal = torch.cat([_pair(k, k, 500 + seed) for seed in range(10) for k in (1, 2)])
     mixed = torch.cat([_pair(*kinds, 900 + seed) for seed in range(10) for kinds in ((1, 2), (2, 1))])
-    whole, cells = ([reading([images], (SIDE, SIDE))[0] for images in (normal, mixed)] for reading in branch.readings)
+    whole, cells = ([part([images], (SIDE, SIDE))[0] for images in (normal, mixed)] for part in branch.histograms)
     assert cells[1].min() > cells[0].max()
     assert whole[1].mean() < whole[0].mean()  # half of each lies between the two normal cases
     distances = [branch([images], (SIDE, SIDE)).distance for images in (normal, mixed)]
@@ -47,7 +47,7 @@ def test_wrong_partner_is_seen_by_the_grid_alone(branch: CompositionBranch) -> N
 def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch) -> None:
     images = torch.cat([_pair(1, 1, 600), _pair(1, 2, 601), torch.zeros(1, 3, SIDE, SIDE)])
     output = branch([images], (SIDE, SIDE))
-    squared = torch.stack([reading([images], (SIDE, SIDE))[0] for reading in branch.readings])
+    squared = torch.stack([part([images], (SIDE, SIDE))[0] for part in branch.histograms])
     unit = (squared.sqrt() - branch.mean[:, None]) / branch.std[:, None]
     expected = torch.maximum(unit[0], unit[1] - GRID_MARGIN)
     assert torch.allclose(output.distance, expected, atol=1e-4)
@@ -61,7 +61,7 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
     branch.finish()
     swapped = torch.cat([_pair(2, 1, 700 + seed) for seed in range(5)])
     surplus = branch([swapped], (SIDE, SIDE)).anomaly_map[:, 0]
-    for image, explanation in zip(range(5), branch.explain([swapped], (SIDE, SIDE)), strict=True):
+    for image, explanation in zip(range(5), branch([swapped], (SIDE, SIDE), (SIDE, SIDE)).explanations, strict=True):
         row, column = divmod(int(surplus[image].argmax()), SIDE)
         assert swapped[image, 1:, row, column].max() > 4  # the map peaks on a part
         assert explanation.place.endswith("quarter")
@@ -80,15 +80,15 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
 
 
 def test_map_is_the_derivative_of_the_distance() -> None:
-    reading = Reading([3], [3], (3,), books=2, grid=2, whiten=True)
-    reading.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])])
+    part = CodeHistograms([3], [3], (3,), books=2, grid=2, whiten=True)
+    part.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])])
     features = _pair(2, 2, 800)
-    memberships = reading.codes[0](features).detach().requires_grad_()
-    deviation, gradient = reading.variations[0](reading.vector(memberships).flatten(2))
+    memberships = part.codes[0](features).detach().requires_grad_()
+    deviation, gradient = part.variations[0](part.histogram(memberships).flatten(2))
     (deviation * gradient).sum(2).mean().backward()
     assert memberships.grad is not None
     effect = (memberships.grad * memberships.detach()).sum((1, 2))[0]
-    _, surplus = reading([features], (SIDE, SIDE))
+    surplus = part([features], (SIDE, SIDE)).surplus
     expected = effect - effect.mean()
     # half the derivative, per share of the image instead of per patch
     assert torch.allclose(surplus[0, 0], expected * SIDE**2 / 2, rtol=1e-3, atol=1e-3 * float(surplus.abs().max()))
@@ -117,7 +117,7 @@ def test_few_training_images(count: int) -> None:
     output = branch([good], (SIDE, SIDE))
     assert output.anomaly_map.isfinite().all()
     if count < 4:
-        whole = branch.readings[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
+        whole = branch.histograms[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
         assert torch.allclose(output.distance, whole)
     else:
         assert output.distance.median() < 4
@@ -130,5 +130,5 @@ def test_reduced_precision_around_it_changes_nothing(branch: CompositionBranch) 
     images = torch.cat([_pair(1, 2, 600), _pair(2, 2, 601)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reduced = branch([images], (SIDE, SIDE))
-    for ours, theirs in zip(branch([images], (SIDE, SIDE)), reduced, strict=True):
+    for ours, theirs in zip(branch([images], (SIDE, SIDE))[:2], reduced[:2], strict=True):
         assert torch.equal(ours, theirs)

@@ -11,14 +11,15 @@ from _factory import draw_category, make_engine, make_model, mvtec
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
-from anomalib_npgmf.torch_model import NpgmfModel
+from anomalib_npgmf.torch_model import NpgmfModel, gaussian_blur
 
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
 def test_merged_score_is_the_larger_calibrated_score() -> None:
-    merger = MapMerger((16, 16), 1.0, 3.0, composition=True)
+    merger = MapMerger((16, 16), 1.0, 3.0, composition=True, blur=gaussian_blur((16, 16)))
     merger.calibrate({"logical": (0.0, 1.0), "structural": (0.0, 1.0)})
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([9.0, 10.0, 11.0]), torch.tensor([0.5, 1.0, 1.5]))
@@ -61,7 +62,7 @@ def test_composition_beside_any_branch(branches: str) -> None:
         with_memory = model.branch_maps(images, {part: maps[part] for part in maps if part != "logical"}).maps
     assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | {"composition"}
     assert all(torch.equal(maps[name], with_memory[name]) for name in maps)
-    explanations = model.explain(images)
+    explanations = model.branch_maps(images, details=True).explanations
     assert len(explanations) == 6
     assert explanations[0].mask.shape == (128, 128)
 
@@ -93,12 +94,15 @@ def test_fit_checkpoint_and_test(tmp_path: Path) -> None:
     assert merger is not None
     assert (merger.std > 0).all()
     assert model.model.composition is not None
-    for reading in model.model.composition.readings:
-        assert reading.variations[0].precision.abs().sum() > 0
+    for part in model.model.composition.histograms:
+        assert part.variations[0].precision.abs().sum() > 0
     (results,) = engine.test(model, datamodule=data)
     assert results["image_AUROC"] > 0.7
-    assert model.branch_maps is not None
-    assert set(model.branch_maps.maps) == {"logical", "structural", "composition"}
+    batch = next(iter(data.test_dataloader()))
+    batch.image = model.normalised(batch.image)
+    carried = maps_of(model.eval().test_step(batch, 0))
+    assert carried is not None
+    assert set(carried.maps) == {"logical", "structural", "composition"}
     path = tmp_path / "model.ckpt"
     engine.trainer.save_checkpoint(path)
     again = Npgmf.load_from_checkpoint(path).eval()

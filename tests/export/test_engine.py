@@ -14,6 +14,7 @@ from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 
 from anomalib_npgmf import Npgmf
+from anomalib_npgmf.backbone.cache import FeatureCache
 from anomalib_npgmf.export import describe
 
 small = pytest.mark.parametrize("exported", ["small"], indirect=True)
@@ -75,11 +76,11 @@ def test_shrinking_leaves_the_model_as_it_was(
 @small
 def test_torch_file_holds_no_images(exported: Exported, tmp_path: Path) -> None:
     model = Npgmf.load_from_checkpoint(exported.checkpoint)
-    model.branch_maps = model.model.eval().branch_maps(torch.zeros(1, 3, 256, 256))
-    model._calibration_data = exported.datamodule()
+    model.calibrator.reset(exported.datamodule())
+    model.cached_features = FeatureCache(tmp_path, images=1)
     stored = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
-    assert stored.branch_maps is None
-    assert stored._calibration_data is None
+    assert stored.calibrator is None
+    assert stored.cached_features is None
 
 
 @small

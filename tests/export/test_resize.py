@@ -6,7 +6,8 @@ from _exported import SLIM
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_npgmf import Npgmf
-from anomalib_npgmf.backbone.resize import AntialiasedResize, exportable
+from anomalib_npgmf.backbone.resize import AntialiasedResize
+from anomalib_npgmf.host.compat import exportable
 
 
 @pytest.mark.parametrize("source", [(1000, 700), (64, 64), (300, 50), (129, 97), (1, 1)])

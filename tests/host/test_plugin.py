@@ -73,7 +73,7 @@ def test_import_is_light() -> None:
 def test_autoload_costs_less_than_a_millisecond() -> None:
     code = """
     import sys, time
-    from anomalib_npgmf import plugin
+    from anomalib_npgmf.host import plugin
 
     def cost():
         start = time.perf_counter()
@@ -97,7 +97,7 @@ def test_autoload_costs_less_than_a_millisecond() -> None:
 def test_autoload_leaves_no_trace(hidden: str, environment: dict[str, str]) -> None:
     code = f"""
     import sys
-    from anomalib_npgmf import plugin
+    from anomalib_npgmf.host import plugin
     sys.path = [path for path in sys.path if {hidden!r} not in path]
     finders = list(sys.meta_path)
     plugin.autoload()
@@ -110,7 +110,7 @@ def test_autoload_leaves_no_trace(hidden: str, environment: dict[str, str]) -> N
 def test_autoload_never_raises() -> None:
     code = """
     import sys
-    from anomalib_npgmf import plugin
+    from anomalib_npgmf.host import plugin
 
     def fail(name):
         raise ValueError("broken path")

@@ -12,7 +12,8 @@ import torch
 from _factory import draw_category, folder_of, make_engine, make_model, mvtec
 from torch import nn
 
-from anomalib_npgmf import Npgmf, preparation
+from anomalib_npgmf import Npgmf
+from anomalib_npgmf.host import fit
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_a_folder_gives_its_name_to_clip(category: Path, tmp_path: Path, monkeyp
         captions.append(caption)
         return torch.ones(512)
 
-    monkeypatch.setattr(preparation, "encode_caption", encode)
+    monkeypatch.setattr(fit, "encode_caption", encode)
     options = {"branches": "logical", "text_prior": "clip", "visualizer": False}
     for prompt in (None, "A red box"):
         model = make_model(prompt=prompt, **options)
@@ -169,6 +170,6 @@ def test_fitting_twice_sets_the_same_images_aside(category: Path, tmp_path: Path
     for _ in range(2):
         model = make_model(visualizer=False, branches="structural")
         make_engine(tmp_path).fit(model, datamodule=datamodule)
-        aside.append(list(model._calibration_data.samples.image_path))
+        aside.append(list(model.calibrator.images.samples.image_path))
         assert len(datamodule.train_data) == 10
     assert aside[0] == aside[1]

@@ -1,4 +1,4 @@
-"""The pictures of `anomalib test`: what they hold, who is said to speak, and when the composition explains itself."""
+"""The pictures of `anomalib test`: what they hold, which branch dominates, and when the composition is explained."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import HEADER, Picture, heat_map, outline
-from anomalib_npgmf.host.visualizer import NpgmfVisualizer, speaking_part, title_of
+from anomalib_npgmf.host.visualizer import NpgmfVisualizer, dominant_part, maps_of, title_of
 from anomalib_npgmf.merging.rule import COMPOSITION_MARGIN, MapMerger
+from anomalib_npgmf.torch_model import gaussian_blur
 
 SIDE = 256  # of a panel
 TRAIN = 20
@@ -37,7 +38,9 @@ class Drawn:
         mean = module.model.merger.composition.mean
         self.merged += list(batch.anomaly_map)
         self.anomalous += batch.gt_label.bool().tolist()
-        self.explanations += module.model.explain(batch.image)
+        carried = maps_of(batch)
+        assert carried is not None
+        self.explanations += carried.explanations
         before = mean[1].clone()
         for name, shift in (("as it is", 0.0), ("never", 1e6), ("always", -1e6)):
             mean[1] = before + shift
@@ -101,10 +104,10 @@ def test_composition_explains_itself_only_where_it_decides(run: tuple[Npgmf, Dra
 def test_title() -> None:
     explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
     assert title_of(0.8, True, "composition", explanation) == (
-        "score 0.80, anomalous; the composition speaks\n"
+        "score 0.80, anomalous; the composition branch dominates\n"
         "composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)"
     )
-    assert title_of(0.2, False, "structural", None) == "score 0.20, normal; the structural branch speaks"
+    assert title_of(0.2, False, "structural", None) == "score 0.20, normal; the structural branch dominates"
     assert title_of(0.2, None, None, None) == "score 0.20"
 
 
@@ -115,8 +118,8 @@ def spot(y: int, x: int, value: float) -> Tensor:
     return plane
 
 
-def test_who_speaks_and_on_what_scale() -> None:
-    merger = MapMerger((64, 64), 1.0, 3.0, composition=True)
+def test_which_branch_dominates_and_on_what_scale() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0, composition=True, blur=gaussian_blur((64, 64)))
     merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0]))  # means 1 and 2, sd sqrt(2) each
@@ -126,26 +129,26 @@ def test_who_speaks_and_on_what_scale() -> None:
         "composition": torch.cat([spot(0, 0, 9.0), spot(0, 0, 9.0), spot(0, 0, 13.0)]),
     }
     # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then the margin less
-    assert speaking_part(merger, maps) == ["logical", "structural", "composition"]
+    assert dominant_part(merger, maps) == ["logical", "structural", "composition"]
     parts = merger.calibrated_maps(maps)
     assert float(parts["composition"][2].max()) == pytest.approx(11 / 2**0.5 - COMPOSITION_MARGIN, rel=1e-4)
     quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
     torch.testing.assert_close(parts["logical"], merger(quiet))  # alone, a part is the merged map
 
 
-def test_of_a_maximum_the_larger_map_speaks() -> None:
-    merger = MapMerger((64, 64), 1.0, 3.0, maximum=True)
+def test_of_a_maximum_the_larger_map_dominates() -> None:
+    merger = MapMerger((64, 64), 1.0, 3.0, maximum=True, blur=gaussian_blur((64, 64)))
     merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     maps = {
         "logical": spot(4, 4, 5.0),
         "structural": spot(40, 40, 4.0),
     }  # 4 and 3, weighted 4 and 9
-    assert speaking_part(merger, maps) == ["logical"]
-    assert speaking_part(merger, maps | {"structural": spot(40, 40, 7.0)}) == ["structural"]
+    assert dominant_part(merger, maps) == ["logical"]
+    assert dominant_part(merger, maps | {"structural": spot(40, 40, 7.0)}) == ["structural"]
 
 
 def test_single_parts() -> None:
-    merger = MapMerger((64, 64), 1.0, 3.0)
+    merger = MapMerger((64, 64), 1.0, 3.0, blur=gaussian_blur((64, 64)))
     merger.calibrate({"structural": (1.0, 1.0)})
-    assert speaking_part(merger, {"structural": spot(0, 0, 2.0)}) == ["structural"]
+    assert dominant_part(merger, {"structural": spot(0, 0, 2.0)}) == ["structural"]
     assert list(merger.calibrated_maps({"structural": spot(0, 0, 2.0)})) == ["structural"]

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.merging.statistics import MapStatistics
+from anomalib_npgmf.torch_model import gaussian_blur
 
 
 @settings(max_examples=50, deadline=None)
@@ -52,7 +53,7 @@ def test_synchronising_a_single_process_changes_nothing() -> None:
 
 
 def make_merger(size: tuple[int, int] = (32, 32), weights: tuple[float, float] = (1.0, 3.0)) -> MapMerger:
-    merger = MapMerger(size, *weights)
+    merger = MapMerger(size, *weights, blur=gaussian_blur(size))
     merger.calibrate({"logical": (2.0, 0.5), "structural": (10.0, 4.0)})
     return merger
 
@@ -85,7 +86,7 @@ def test_summands_are_smoothed_and_add_up() -> None:
 
 def test_maximum_of_calibrated_maps_by_hand() -> None:
     """Weights have no part in it, nor has the order of smoothing and comparing: the smoothed maps are compared."""
-    merger = MapMerger((32, 32), 5.0, 7.0, maximum=True)
+    merger = MapMerger((32, 32), 5.0, 7.0, maximum=True, blur=gaussian_blur((32, 32)))
     merger.calibrate({"logical": (2.0, 0.5), "structural": (10.0, 4.0)})
     logical, structural = torch.rand(2, 1, 32, 32) * 3, torch.rand(2, 1, 32, 32) * 20
     expected = torch.maximum(merger.blur((logical - 2) / 0.5), merger.blur((structural - 10) / 4))
@@ -95,7 +96,7 @@ def test_maximum_of_calibrated_maps_by_hand() -> None:
 
 def test_composition_outdoes_the_branches_or_leaves_them() -> None:
     """Both sides in deviations above the normal images' scores, the composition less a quarter; the larger counts."""
-    merger = MapMerger((32, 32), 1.0, 3.0, composition=True)
+    merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=gaussian_blur((32, 32)))
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]))
     merger.calibrate({"logical": (0.0, 1.0)})
@@ -146,7 +147,7 @@ def test_blur_scales_with_the_map() -> None:
 
 
 def test_calibration_is_stored() -> None:
-    restored = MapMerger((32, 32), 1.0, 3.0)
+    restored = MapMerger((32, 32), 1.0, 3.0, blur=gaussian_blur((32, 32)))
     assert not restored.calibrated
     restored.load_state_dict(make_merger().state_dict())
     assert restored.calibrated
@@ -157,7 +158,7 @@ def test_calibration_is_stored() -> None:
 @pytest.mark.parametrize("std", [0.0, float("nan")])
 def test_constant_or_broken_maps_are_refused(std: float) -> None:
     with pytest.raises(ValueError, match="structural map has a standard deviation of"):
-        MapMerger((32, 32), 1.0, 3.0).calibrate({"structural": (1.0, std)})
+        MapMerger((32, 32), 1.0, 3.0, blur=gaussian_blur((32, 32))).calibrate({"structural": (1.0, std)})
 
 
 @pytest.mark.parametrize(
@@ -170,4 +171,4 @@ def test_constant_or_broken_maps_are_refused(std: float) -> None:
 )
 def test_bad_weights(weights: tuple[float, float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        MapMerger((32, 32), *weights)
+        MapMerger((32, 32), *weights, blur=gaussian_blur((32, 32)))

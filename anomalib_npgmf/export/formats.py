@@ -1,0 +1,252 @@
+"""Export functions: anomalib's, with antialiasing, parity, metadata and one-sentence errors. They are methods of Npgmf.
+
+A file does what the trained model does, from an image in [0, 1] of any size (or the given one) to normalised scores and
+labels: antialiased resize, normalisation, all branches, calibration, merging, smoothing, threshold. It needs neither
+CLIP nor network access, and `anomalib_npgmf.export.describe` prints its metadata.
+
+``bank_size`` keeps only that many patches of the memory bank: the greedy coreset of that size. Distances to a smaller
+bank are larger: give the ``datamodule`` as well, and the calibration and the threshold are computed anew for the
+exported file. The model itself stays as it is.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
+from anomalib.models.components.base.export_mixin import ExportMixin
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchmetrics import Metric
+
+from anomalib_npgmf.export.metadata import write_onnx, write_torch
+from anomalib_npgmf.export.quantisation import compress_weights, name_by_scope, quantise
+
+if TYPE_CHECKING:
+    from anomalib_npgmf.lightning_model import Npgmf
+
+logger = logging.getLogger(__name__)
+
+OPSET = 18  # the one that torch's exporter is written for; anomalib asks for 14 and gets 18 with a warning
+_SINGLE_FILE_BYTES = 1_900_000_000  # a protobuf message, and so an ONNX file, ends at 2 GiB
+
+
+def _require(*packages: str) -> None:
+    if missing := [package for package in packages if find_spec(package) is None]:
+        msg = f"This export needs {' and '.join(missing)}: pip install 'anomalib-npgmf[openvino]'."
+        raise ModuleNotFoundError(msg, name=missing[0])
+
+
+def to_torch(
+    module: "Npgmf",
+    export_root: Path | str,
+    model_file_name: str = "model",
+    bank_size: int | None = None,
+    datamodule: AnomalibDataModule | None = None,
+) -> Path:
+    """Write a ``.pt`` file for anomalib's ``TorchInferencer``.
+
+    Args:
+        module: The trained model.
+        export_root: Folder; the file goes to ``weights/torch`` in it.
+        model_file_name: Name of the file, without suffix.
+        bank_size: See the module's docstring.
+        datamodule: See the module's docstring.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RuntimeError: If the model has not been trained.
+        ValueError: If ``bank_size`` is out of range.
+    """
+    module.require_training()
+    with bank_of_size(module, bank_size, datamodule):
+        path: Path = ExportMixin.to_torch(module, export_root, model_file_name)
+        write_torch(path, module.describe() | {"input_size": None})
+    return path
+
+
+def to_onnx(
+    module: "Npgmf",
+    export_root: Path | str,
+    model_file_name: str = "model",
+    input_size: tuple[int, int] | None = None,
+    bank_size: int | None = None,
+    datamodule: AnomalibDataModule | None = None,
+    **kwargs: Any,
+) -> Path:
+    """Write an ``.onnx`` file; the batch size is free.
+
+    Args:
+        module: The trained model.
+        export_root: Folder; the file goes to ``weights/onnx`` in it.
+        model_file_name: Name of the file, without suffix.
+        input_size: Height and width of the images that the file takes; ``None`` takes any. They are resized in the
+            graph.
+        bank_size: See the module's docstring. On the command line ``--onnx_kwargs '{"bank_size": 1000}'``.
+        datamodule: See the module's docstring.
+        **kwargs: For ``torch.onnx.export``. Up to about 2 GB one file holds everything, unless ``external_data``
+            says otherwise.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ModuleNotFoundError: If onnx or onnxscript is missing.
+        RuntimeError: If the model has not been trained.
+        ValueError: If ``input_size`` is no size or ``bank_size`` is out of range.
+    """
+    _require("onnx", "onnxscript")
+    module.require_training()
+    if input_size is not None:
+        input_size = _checked_size(input_size)
+    with bank_of_size(module, bank_size, datamodule):
+        state = module.model.state_dict().values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state)
+        kwargs = {"opset_version": OPSET, "external_data": size > _SINGLE_FILE_BYTES, "verbose": False} | kwargs
+        # The layout of a fused attention's result depends on the kernel; the exporter trips over that. Without
+        # gradients it takes a fifth less time.
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            path: Path = ExportMixin.to_onnx(module, export_root, model_file_name, input_size, **kwargs)
+        name_by_scope(path)
+        write_onnx(path, module.describe() | {"input_size": input_size and list(input_size)})
+    return path
+
+
+def to_openvino(
+    module: "Npgmf",
+    export_root: Path | str,
+    model_file_name: str = "model",
+    input_size: tuple[int, int] | None = None,
+    compression_type: CompressionType | None = None,
+    datamodule: AnomalibDataModule | None = None,
+    metric: Metric | None = None,
+    task: Any = None,
+    max_drop: float = 0.01,
+    ov_kwargs: dict[str, Any] | None = None,
+    onnx_kwargs: dict[str, Any] | None = None,
+) -> Path:
+    """Write an OpenVINO ``.xml`` and ``.bin`` file; the batch size is free.
+
+    Args:
+        module: The trained model.
+        export_root: Folder; the files go to ``weights/openvino`` in it.
+        model_file_name: Name of the files, without suffix.
+        input_size: As for `to_onnx`.
+        compression_type: ``FP16`` halves the file; ``INT8`` stores the weights of the networks, not the bank, in 8
+            bits; ``INT8_PTQ`` computes their convolutions in 8 bits. Distances, codes, merging and smoothing stay
+            in float.
+        datamodule: Images for ``INT8_PTQ`` and ``INT8_ACQ``; also calibrates a shrunken bank.
+        metric: See anomalib.
+        task: See anomalib.
+        max_drop: See anomalib.
+        ov_kwargs: For ``openvino.convert_model``.
+        onnx_kwargs: As the further arguments of `to_onnx`; ``bank_size`` goes here.
+
+    Returns:
+        Path of the ``.xml`` file.
+
+    Raises:
+        ModuleNotFoundError: If openvino, onnx, onnxscript or nncf is missing.
+        RuntimeError: If the model has not been trained.
+        ValueError: If an argument is out of range or the data module is missing.
+    """
+    compresses = compression_type not in (None, CompressionType.FP16)
+    _require("openvino", "onnx", "onnxscript", *(["nncf"] if compresses else []))
+    if compression_type in (CompressionType.INT8_PTQ, CompressionType.INT8_ACQ) and datamodule is None:
+        msg = f"{compression_type} needs images: pass a data module (--data on the command line)."
+        raise ValueError(msg)
+    onnx_kwargs = dict(onnx_kwargs or {})
+    module.require_training()
+    with bank_of_size(module, onnx_kwargs.pop("bank_size", None), datamodule):
+        path: Path = ExportMixin.to_openvino(
+            module,
+            export_root,
+            model_file_name,
+            input_size,
+            compression_type,
+            datamodule,
+            metric,
+            task,
+            max_drop,
+            ov_kwargs,
+            onnx_kwargs,
+        )
+    return path
+
+
+def compress_openvino(
+    module: "Npgmf", model: Any, compression_type: CompressionType | None = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Compress a converted model; anomalib's ``to_openvino`` calls this as a method of the model."""
+    if compression_type == CompressionType.INT8:
+        return compress_weights(model, _bank_shape(module))
+    return ExportMixin._compress_ov_model(module, model, compression_type, *args, **kwargs)
+
+
+def quantise_openvino(module: "Npgmf", model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+    """Quantise a converted model; anomalib's ``to_openvino`` calls this as a method of the model."""
+    assert datamodule is not None
+    return quantise(model, _bank_shape(module), datamodule)
+
+
+def _bank_shape(module: "Npgmf") -> tuple[int, int] | None:
+    if module.model.structural is None:
+        return None
+    rows, columns = module.model.structural.bank.embeddings.shape
+    return rows, columns
+
+
+@contextmanager
+def bank_of_size(module: "Npgmf", size: int | None, datamodule: AnomalibDataModule | None) -> Iterator[None]:
+    """Shrink the bank, and calibrate for it, while a file is written.
+
+    Args:
+        module: The trained model.
+        size: Number of patches to keep; ``None`` keeps all.
+        datamodule: Data to calibrate on.
+
+    Raises:
+        ValueError: If the size is out of range, or there is no bank.
+    """
+    if size is None:
+        yield
+        return
+    if module.model.structural is None:
+        msg = "bank_size has no meaning for a model without structural branch; leave it out."
+        raise ValueError(msg)
+    bank = module.model.structural.bank
+    parts = [part for part in (module.model.merger, module.post_processor) if part is not None]
+    embeddings, norms = bank.embeddings, bank.norms
+    states = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
+    bank.shrink(size)
+    try:
+        if datamodule is None:
+            logger.warning(
+                "The bank shrinks from %d to %d patches, but calibration and threshold stay the whole bank's "
+                "and scores rise; pass a data module to calibrate anew.",
+                len(embeddings),
+                size,
+            )
+        else:
+            module.calibrate(datamodule)
+        module.calibrated_for_bank = datamodule is not None
+        yield
+    finally:
+        module.calibrated_for_bank = True
+        bank.embeddings, bank.norms = embeddings, norms
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    valid = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not valid or min(size) < 1:
+        msg = f"input_size must be the height and width of the images in pixels, such as (256, 256), not {size!r}."
+        raise ValueError(msg)
+    return int(size[0]), int(size[1])

@@ -1,0 +1,58 @@
+"""Former names, for files of before 0.2: checkpoints name tensors, ``.pt`` files name classes and attributes."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final
+
+_PACKAGE: Final = "anomalib_npgmf"
+_MOVED: Final = {
+    "composition.reading": "composition.histogram",
+    "map_statistics": "merging.statistics",
+    "post_processor": "host.post_processor",
+    "presets": "config",
+    "resize": "backbone.resize",
+    "structural.memory_bank": "structural.bank",
+    "visualizer": "host.visualizer",
+}
+_RENAMED: Final = {"Reading": "CodeHistograms"}
+_COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
+
+
+def add_former_modules() -> None:
+    """Have the former modules found, each with the attributes of its successor.
+
+    `anomalib_npgmf.lightning_model` calls this: its class is the first one that such a file names.
+    """
+    for former, present in _MOVED.items():
+        name, module = f"{_PACKAGE}.{former}", ModuleType(f"{_PACKAGE}.{former}")
+        vars(module).update(vars(import_module(f"{_PACKAGE}.{present}")))
+        for before, after in _RENAMED.items():
+            if after in vars(module):
+                setattr(module, before, getattr(module, after))
+        parent, _, child = name.rpartition(".")
+        sys.modules[name] = module
+        setattr(sys.modules[parent], child, module)
+
+
+def rename_tensors(state: dict[str, Any]) -> None:
+    """Rename the tensors of a checkpoint to their present names, in place.
+
+    Example:
+        >>> state = {"model.composition.held_out": 1, "model.merger.mean": 2}
+        >>> rename_tensors(state)
+        >>> sorted(state)
+        ['model.composition.cv_stats', 'model.merger.mean']
+    """
+    start = "model.composition."
+    for name in [name for name in state if name.startswith(start)]:
+        first, dot, rest = name.removeprefix(start).partition(".")
+        state[f"{start}{_COMPOSITION.get(first, first)}{dot}{rest}"] = state.pop(name)
+
+
+def rename_attributes(composition: Any) -> None:
+    """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is."""
+    for entries in () if composition is None else (composition._modules, composition._buffers):
+        for old, new in _COMPOSITION.items():
+            if old in entries:
+                entries[new] = entries.pop(old)
