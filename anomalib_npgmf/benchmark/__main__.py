@@ -10,6 +10,7 @@ from pathlib import Path
 
 from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.run import Runner
+from anomalib_npgmf.benchmark.studies import load_study
 from anomalib_npgmf.benchmark.weights import parse_weights
 
 PROGRAM = "python -m anomalib_npgmf.benchmark"
@@ -40,32 +41,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="run the cells of a plan that are not done yet", description=_run.__doc__)
-    run.add_argument("plan", type=Path, help="YAML file, such as configs/plans/synthetic.yaml")
-    run.add_argument("--output", type=Path, help="folder of the records (results/<name of the plan>)")
-    run.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="local weights of a timm network, for every model that uses it; may be given several times",
-    )
-    run.add_argument("--root", help="root of the data set instead of the plan's; {seed} and {category} are filled in")
-    run.add_argument("--epochs", type=int, help="number of epochs instead of the plan's")
-    run.add_argument(
-        "--only", nargs="+", default=[], metavar="PATTERN", help="only the cells whose name fits, as 'npgmf/*/seed0'"
-    )
-    run.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
     run.set_defaults(function=_run)
+    add = run.add_argument
+    add("plan", type=Path, help="YAML file, such as configs/plans/synthetic.yaml")
+    add("--output", type=Path, help="folder of the records (results/<name of the plan>)")
+    text = "local weights of a timm network, for every model that uses it; may be given several times"
+    add("--weights", action="append", default=[], metavar="NAME=PATH", help=text)
+    add("--root", help="root of the data set instead of the plan's; {seed} and {category} are filled in")
+    add("--epochs", type=int, help="number of epochs instead of the plan's")
+    text = "only the cells whose name fits, as 'npgmf/*/seed0'"
+    add("--only", nargs="+", default=[], metavar="PATTERN", help=text)
+    add("--retry-failed", action="store_true", help="run cells again that failed before")
     report = commands.add_parser("report", help="render records as Markdown and PNG", description=_report.__doc__)
-    report.add_argument(
-        "records", type=Path, help="output folder of the run command; with --paper the folder of such folders"
-    )
-    report.add_argument("--plan", type=Path, help="plan of the run: what should be there, in this order")
-    report.add_argument("--output", type=Path, required=True, help="Markdown file; pictures go to images/ beside it")
-    report.add_argument(
-        "--paper", action="store_true", help="the tables of the paper, its values beside those of the plans paper_*"
-    )
     report.set_defaults(function=_report)
+    add = report.add_argument
+    add("records", type=Path, help="output folder of the run command; with --paper the folder of such folders")
+    add("--plan", type=Path, help="plan of the run: what should be there, in this order")
+    add("--output", type=Path, required=True, help="Markdown file; pictures go to images/ beside it")
+    text = "the tables of the paper, its values beside those of the plans paper_*"
+    add("--paper", action="store_true", help=text)
     return parser
 
 
@@ -80,46 +74,41 @@ def _run(options: argparse.Namespace) -> int:
     plan = load_plan(options.plan, options.root, options.epochs).select(options.only)
     weights = parse_weights(options.weights)
     # what repeats a cell, without the folders of this machine
-    parts = ["run", _portable(options.plan), "--only", "{key}"]
-    for name, path in weights.items():
-        parts += ["--weights", f"{name}={path.name}"]
-    if options.epochs is not None:
-        parts += ["--epochs", str(options.epochs)]
-    runner = Runner(
-        output=options.output or Path("results") / plan.name,
-        weights=weights,
-        command=f"{PROGRAM} {' '.join(part if part == '{key}' else shlex.quote(part) for part in parts)}",
-        devices=range(torch.cuda.device_count()),
-    )
+    command = f"{PROGRAM} run {_portable(options.plan)} --only {{key}}"
+    command += "".join(f" --weights {shlex.quote(f'{name}={path.name}')}" for name, path in weights.items())
+    command += "" if options.epochs is None else f" --epochs {options.epochs}"
+    output = options.output or Path("results") / plan.name
+    runner = Runner(output, weights, command, range(torch.cuda.device_count()))
     states = list(runner.run(plan, retry_failed=options.retry_failed).values())
-    print(f"{states.count('finished')} finished, {states.count('failed')} failed, in {runner.output}")
+    print(f"{states.count('finished')} finished, {states.count('failed')} failed, in {output}")
     return 0 if states.count("finished") == len(states) else 1
 
 
 def _report(options: argparse.Namespace) -> int:
     """Write a report of finished cells, from their records alone."""
     from anomalib_npgmf.benchmark.report import write_report
-    from anomalib_npgmf.benchmark.report_paper import write_paper_report
 
     if options.paper and options.plan:
         msg = "--paper has plans of its own; leave out --plan."
         raise ValueError(msg)
-    command = f"{PROGRAM} report {shlex.quote(_portable(options.records))}"
+    choice = " --paper" if options.paper else f" --plan {_portable(options.plan)}" if options.plan else ""
+    command = f"{PROGRAM} report {_portable(options.records)}{choice} --output {_portable(options.output)}"
     if options.paper:
-        command += f" --paper --output {shlex.quote(_portable(options.output))}"
-        written = [write_paper_report(options.records, options.output, command)]
+        study = load_study("report_paper")
+        if study is None:
+            msg = "--paper needs the folder studies/ of a checkout; install the package from one with pip install -e ."
+            raise FileNotFoundError(msg)
+        written = [study.write_paper_report(options.records, options.output, command)]
     else:
         plan = load_plan(options.plan) if options.plan else None
-        command += f" --plan {shlex.quote(_portable(options.plan))}" if options.plan else ""
-        command += f" --output {shlex.quote(_portable(options.output))}"
         written = write_report(options.records, options.output, command, plan)
     print(*written, sep="\n")
     return 0
 
 
 def _portable(path: Path) -> str:
-    """A path without the folders of this machine."""
-    return path.name if path.is_absolute() else path.as_posix()
+    """A path for the command line, without the folders of this machine."""
+    return shlex.quote(path.name if path.is_absolute() else path.as_posix())
 
 
 if __name__ == "__main__":

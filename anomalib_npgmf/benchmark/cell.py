@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
@@ -24,14 +23,14 @@ from lightning.pytorch import seed_everything
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
-from anomalib_npgmf.benchmark.record import hardware, path_of, versions, write_record
+from anomalib_npgmf.benchmark.record import Record, hardware, path_of, versions, write_record
 from anomalib_npgmf.benchmark.timing import process_peak
 from anomalib_npgmf.benchmark.weights import digest, insert_files, references, served_by_timm
 from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
 
 
-def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
     """Train and test one cell.
 
     Args:
@@ -40,17 +39,15 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
         stem: What the pictures of the gallery are named after.
 
     Returns:
-        Plain data: ``metrics`` by map (see `TestPass`), ``images`` (scores by map, by path relative to the data set's
-        root), ``gallery`` (pictures by role, see `write_gallery`), ``training`` (what was logged at the end of the
-        fit), ``model`` (size and settings), ``seconds``, ``weights`` (SHA-256 by timm name) and ``peak_memory``.
+        What the run adds to the record, from ``metrics`` on.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)
-    datamodule = _class("anomalib.data", cell.data_class)(**_with_root(cell))
+    root = {} if cell.root is None else {"root": cell.root}
+    datamodule = _class("anomalib.data", cell.data_class)(**cell.data_args, **root)
     assert isinstance(datamodule, AnomalibDataModule)
     datamodule.prepare_data()  # the first cell of a category draws or unpacks; that is no training time
     test_pass = TestPass()
-    used = references(cell.model_args)
     with served_by_timm(files) as served, tempfile.TemporaryDirectory() as scratch:
         arguments = insert_files(cell.model_args, files)
         parts = {"post_processor": False, "evaluator": False, "visualizer": False}
@@ -69,28 +66,24 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> dict[str, Any]:
         engine.test(model, datamodule=datamodule, verbose=False)
         tested = time.perf_counter()
     memory = process_peak()  # of the model: the metrics come after
-    metrics = {
-        name: evaluate(predictions, test_pass.labels, test_pass.masks)
-        for name, predictions in test_pass.predictions.items()
+    found = test_pass.predictions
+    metrics = {name: evaluate(kept, test_pass.labels, test_pass.masks) for name, kept in found.items()}
+    folder = Path(getattr(datamodule, "root", "."))
+    images = {
+        Path(os.path.relpath(path, folder)).as_posix(): {name: kept[path].score for name, kept in found.items()}
+        for path in found[MERGED]
     }
-    root = Path(getattr(datamodule, "root", "."))
+    seconds = {"fit": fitted - start, "test": tested - begin - test_pass.seconds}
+    gallery = write_gallery(test_pass, stem)
+    seconds["metrics"] = time.perf_counter() - tested
     return {
         "metrics": metrics,
-        "images": {
-            Path(os.path.relpath(path, root)).as_posix(): {
-                name: predictions[path].score for name, predictions in test_pass.predictions.items()
-            }
-            for path in test_pass.predictions[MERGED]
-        },
-        "gallery": write_gallery(test_pass, stem),
+        "images": images,
+        "gallery": gallery,
         "training": {name: value for name, value in logged.items() if math.isfinite(value)} | {"epochs": epochs},
         "model": _describe(model),
-        "seconds": {
-            "fit": round(fitted - start, 3),
-            "test": round(tested - begin - test_pass.seconds, 3),
-            "metrics": round(time.perf_counter() - tested, 3),
-        },
-        "weights": {name: digest(files[name]) for name in sorted(used | (served & set(files)))},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "weights": {name: digest(files[name]) for name in sorted(references(cell.model_args) | (served & set(files)))},
         "peak_memory": memory,
     }
 
@@ -103,10 +96,6 @@ def _class(package: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         msg = f"There is no class {name} in {module or package}; give its name there or its dotted path."
         raise ValueError(msg) from error
-
-
-def _with_root(cell: Cell) -> dict[str, Any]:
-    return cell.data_args if cell.root is None else cell.data_args | {"root": cell.root}
 
 
 def _describe(model: AnomalibModule) -> dict[str, Any]:
@@ -136,7 +125,7 @@ def main() -> int:
     cell, files = Cell(**job["cell"]), {name: Path(path) for name, path in job["weights"].items()}
     output = Path(job["output"])
     logging.getLogger("anomalib").setLevel(logging.WARNING)
-    record: dict[str, Any] = {
+    record: Record = {
         "status": "finished",
         "command": job["command"],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -144,12 +133,10 @@ def main() -> int:
         "hardware": hardware(),
     }
     try:
-        record |= run_cell(cell, files, path_of(output, cell).with_suffix(""))
+        record.update(run_cell(cell, files, path_of(output, cell).with_suffix("")))
     except Exception as error:
         traceback.print_exc()
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        record.update({"status": "failed", "error": f"{type(error).__name__}: {error}"})
     write_record(output, cell, record)
     return 0 if record["status"] == "finished" else 1
 

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.benchmark.alternatives import Alternatives
+from anomalib_npgmf.benchmark.studies import load_study
 from anomalib_npgmf.host.drawing import Picture, to_rgb
+from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.lightning_model import Npgmf
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
@@ -27,12 +28,7 @@ CURVE_POINTS = 100
 
 
 class Prediction(NamedTuple):
-    """What a model, or one of its branches, says of an image.
-
-    Attributes:
-        score: Image score.
-        anomaly_map: ``(H, W)`` scores; None for a model without maps.
-    """
+    """Image score, and ``(H, W)`` scores or None for a model without maps."""
 
     score: float
     anomaly_map: FloatArray | None
@@ -44,14 +40,13 @@ class TestPass(Callback):
     The model must have no post-processor: anomalib's clamps scores, and ties cost ranking.
 
     Attributes:
-        predictions: By ``"merged"``, the model's own output; for an `Npgmf` of several parts by ``"logical"``,
-            ``"structural"`` and ``"composition"``, what it would say with that part alone, and after `prepare` by the
-            rules of `Alternatives.merge`; then by path of the image.
+        predictions: By ``"merged"``, the model's own output; for an `Npgmf` of several parts by the name of each part,
+            what it would say with that part alone, and after `prepare` by other merging rules; then by path of the
+            image.
         labels: Whether the image is anomalous, by path.
         masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
-        seconds: Time that keeping them, and merging by other rules, took.
-        reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path; empty
-            for other models.
+        reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path.
+        seconds: Time that keeping the predictions, and merging by other rules, took.
     """
 
     __test__ = False  # for pytest, this is no class of tests
@@ -62,53 +57,44 @@ class TestPass(Callback):
         self.masks: dict[Path, Any] = {}
         self.reconstructions: dict[Path, Picture] = {}
         self.seconds = 0.0
-        self._alternatives: Alternatives | None = None
+        self._alternatives: Any = None
 
     def prepare(self, module: LightningModule) -> None:
-        """Calibrate what other rules of merging would say; between the fit and the test.
-
-        Args:
-            module: The fitted model. Other models than `Npgmf` need nothing.
-        """
-        if isinstance(module, Npgmf):
-            self._alternatives = Alternatives(module)
+        """Calibrate what other rules of merging would say, between the fit and the test of an `Npgmf`."""
+        study = load_study("alternatives")
+        if isinstance(module, Npgmf) and study is not None:
+            self._alternatives = study.Alternatives(module)
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Keep the predictions of a batch."""
-        del trainer, batch, batch_idx, dataloader_idx
+        del trainer, batch, batch_idx
         start = time.perf_counter()
-        self._keep_batch(pl_module, outputs)
-        self.seconds += time.perf_counter() - start
-
-    def _keep_batch(self, pl_module: LightningModule, outputs: Any) -> None:
         paths = [Path(path) for path in outputs.image_path]
         self.labels.update(zip(paths, map(bool, outputs.gt_label.tolist()), strict=True))
         if outputs.gt_mask is not None:
             masks = outputs.gt_mask.cpu().numpy().reshape(len(paths), *outputs.gt_mask.shape[-2:]) > 0
             self.masks.update(zip(paths, masks, strict=True))
         self._keep(MERGED, paths, outputs.pred_score, outputs.anomaly_map)
-        if not isinstance(pl_module, Npgmf) or pl_module.branch_maps is None:
+        if isinstance(pl_module, Npgmf):
+            self._keep_parts(pl_module, paths, outputs)
+        self.seconds += time.perf_counter() - start
+
+    def _keep_parts(self, module: Npgmf, paths: list[Path], outputs: Any) -> None:
+        found = maps_of(outputs)
+        if found is None:
             return
-        if pl_module.branch_maps.reconstruction is not None:
-            self.reconstructions.update(zip(paths, map(to_rgb, pl_module.branch_maps.reconstruction), strict=True))
-        if len(pl_module.branch_maps.maps) > 1:
-            for branch, raw in pl_module.branch_maps.maps.items():
-                alone = pl_module.model.merge({branch: raw})
+        if found.reconstruction is not None:
+            self.reconstructions.update(zip(paths, map(to_rgb, found.reconstruction), strict=True))
+        if len(found.maps) > 1:
+            for branch, raw in found.maps.items():
+                alone = module.model.merge({branch: raw})
                 self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
-            others = self._alternatives
-            merges = others.merge(pl_module.branch_maps.maps, outputs.image) if others is not None else {}
+            merges = self._alternatives.merge(found.maps, outputs.image) if self._alternatives is not None else {}
             for rule, merged in merges.items():
                 # The score is that of the merged map, as in the model: enlarging a map lowers its peaks.
-                size = pl_module.settings.image_size
-                enlarged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+                enlarged = F.interpolate(merged, size=module.settings.image_size, mode="bilinear", align_corners=False)
                 self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), enlarged)
 
     def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
@@ -142,9 +128,8 @@ def evaluate(
     """
     found: dict[str, Any] = {}
     if len(set(labels.values())) == 2:
-        found["image_auroc"] = float(
-            roc_auc_score([labels[path] for path in predictions], [p.score for p in predictions.values()])
-        )
+        truth, scores = [labels[path] for path in predictions], [p.score for p in predictions.values()]
+        found["image_auroc"] = float(roc_auc_score(truth, scores))
     maps = {path: p.anomaly_map for path, p in predictions.items() if p.anomaly_map is not None}
     # a defect smaller than a pixel of the map may have vanished
     if maps and set(maps) <= set(masks) and any(masks[path].any() for path in maps):
@@ -156,11 +141,10 @@ def evaluate(
 
 
 def _evaluate_loco(predictions: Mapping[Path, Prediction], maps: Mapping[Path, FloatArray]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     by_label: dict[str, list[float]] = {}
     for path, prediction in predictions.items():
         by_label.setdefault(str(kind_of(path)), []).append(prediction.score)
-    found["loco_auroc"] = _with_mean(auroc_by_label(by_label, [label for label in by_label if label != GOOD]))
+    found: dict[str, Any] = {"loco_auroc": _short(auroc_by_label(by_label, [k for k in by_label if k != GOOD]))}
     if not maps or not all((category_of(path) / CONFIG_NAME).is_file() for path in maps):
         return found
 
@@ -168,25 +152,20 @@ def _evaluate_loco(predictions: Mapping[Path, Prediction], maps: Mapping[Path, F
         return resize_map(maps[path], image_size(path))
 
     curves, anomalous = spro_curves(list(maps), load, max(LIMITS), per_defect=True)
-    kinds = [name for name in curves if name in by_label]
-    defects = [name for name in curves if name not in by_label]
-    by_defect = {GOOD: by_label.get(GOOD, [])}
-    by_defect |= {name: [predictions[path].score for path in anomalous[name]] for name in defects}
-    found["loco_auroc_per_defect"] = auroc_by_label(by_defect, defects)
-    found["spro"] = {str(limit): _with_mean({kind: curves[kind].area(limit) for kind in kinds}) for limit in LIMITS}
-    found["spro_per_defect"] = {name: {str(limit): curves[name].area(limit) for limit in LIMITS} for name in defects}
+    kinds = {name: curve for name, curve in curves.items() if name in by_label}
+    defects = {name: curve for name, curve in curves.items() if name not in by_label}
+    by_defect = {name: [predictions[path].score for path in anomalous[name]] for name in defects}
+    found["loco_auroc_per_defect"] = auroc_by_label({GOOD: by_label.get(GOOD, []), **by_defect}, list(defects))
+    found["spro"] = {str(limit): _short({kind: c.area(limit) for kind, c in kinds.items()}) for limit in LIMITS}
+    found["spro_per_defect"] = {name: {str(limit): c.area(limit) for limit in LIMITS} for name, c in defects.items()}
     found["spro_curve"] = {
-        _short(kind): [[round(float(value), 6) for value in axis] for axis in curves[kind].points(CURVE_POINTS)]
-        for kind in kinds
+        kind.removesuffix("_anomalies"): [[round(float(v), 6) for v in axis] for axis in curve.points(CURVE_POINTS)]
+        for kind, curve in kinds.items()
     }
     return found
 
 
-def _short(kind: str) -> str:
-    return kind.removesuffix("_anomalies")
-
-
-def _with_mean(values: Mapping[str, float]) -> dict[str, float]:
+def _short(values: Mapping[str, float]) -> dict[str, float]:
     """Values by short name of the kind and, where both are there, their mean."""
-    short = {_short(kind): value for kind, value in values.items()}
+    short = {kind.removesuffix("_anomalies"): value for kind, value in values.items()}
     return short | ({"mean": sum(short.values()) / 2} if len(short) == 2 else {})

@@ -79,24 +79,25 @@ def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
     scales = {name: scale for name, kept in shown.items() if (scale := _scale(kept, test_pass.labels)) is not None}
     files = {}
     for role, path in choose({path: p.score for path, p in merged.items()}, test_pass.labels).items():
-        image = _load(path)
-        size = image.shape[1], image.shape[0]
+        with Image.open(path) as file:
+            image = np.asarray(file.convert("RGB"), dtype=np.uint8)
+        size = round(_HEIGHT * image.shape[1] / image.shape[0]), _HEIGHT
+        image = _resized(image, size)
         named = {"image": image}
         if path in test_pass.masks:
             named["ground truth"] = outline(image, test_pass.masks[path])
         for name, (low, high) in scales.items():
             plane = shown[name][path].anomaly_map
             assert plane is not None
-            named[name] = heat_map(
-                image, (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) - low) / (high - low)
-            )
+            scaled = (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) - low) / (high - low)
+            named[name] = heat_map(image, scaled)
         if path in test_pass.reconstructions:
             named["normal version"] = _resized(test_pass.reconstructions[path], size)
         title = f"{role.replace('_', ', ')}: {path.parent.name}/{path.name}, score {merged[path].score:.3g}"
+        target = stem.with_name(f"{stem.name}_{role}.jpg")
         picture = cv2.cvtColor(panels(named, title), cv2.COLOR_RGB2BGR)
-        file = stem.with_name(f"{stem.name}_{role}.jpg")
-        cv2.imwrite(str(file), picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        files[role] = file.name
+        cv2.imwrite(str(target), picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        files[role] = target.name
     return files
 
 
@@ -109,13 +110,6 @@ def _scale(predictions: Mapping[Path, Prediction], labels: Mapping[Path, bool]) 
         return None
     low, high = float(np.mean(good)), median(peaks)
     return low, high if high > low else low + 1.0
-
-
-def _load(path: Path) -> Picture:
-    with Image.open(path) as file:
-        image = np.asarray(file.convert("RGB"), dtype=np.uint8)
-    height, width = image.shape[:2]
-    return _resized(image, (round(_HEIGHT * width / height), _HEIGHT))
 
 
 def _resized(image: Picture, size: tuple[int, int]) -> Picture:

@@ -74,6 +74,11 @@ def identity(cell: Cell) -> dict[str, Any]:
     return content
 
 
+def key_of(cell: Mapping[str, Any]) -> str:
+    """Name of a record's cell, ``model/variant/category/seed<k>``."""
+    return "{model}/{variant}/{category}/seed{seed}".format(**cell)
+
+
 def path_of(output: Path, cell: Cell) -> Path:
     """File of a cell's record."""
     return output / f"{cell.key}.json"
@@ -120,7 +125,8 @@ def read_record(output: Path, cell: Cell) -> Record | None:
     path = path_of(output, cell)
     if not path.is_file():
         return None
-    record, now = Record(**read(path)), identity(cell)
+    record: Record = read(path)  # type: ignore[assignment]
+    now = identity(cell)
     if other := [key for key in now if record["cell"].get(key) != now[key]]:
         if record["status"] == "failed":
             return None  # nothing is lost by trying anew

@@ -59,10 +59,9 @@ class Runner:
         again = {"new", "failed"} if retry_failed else {"new"}
         waiting = [cell for cell in plan.cells if states[cell.key] in again]
         free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for device in self.devices:
+        numbers: list[int | None] = [*self.devices] or [None]
+        for device in numbers:
             free.put(device)
-        if not self.devices:
-            free.put(None)
         with (
             ThreadPoolExecutor(max(len(self.devices), 1)) as pool,
             tqdm(total=len(plan.cells), initial=len(plan.cells) - len(waiting), unit="cell", desc=plan.name) as bar,
@@ -96,13 +95,9 @@ class Runner:
         path_of(self.output, cell).unlink(missing_ok=True)
         log = path_of(self.output, cell).with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        job = {
-            "cell": asdict(cell),
-            "weights": {name: str(path) for name, path in self.weights.items()},
-            "command": self.command.format(key=cell.key),
-            "output": str(self.output.resolve()),
-        }
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "" if device is None else str(device)}
+        weights = {name: str(path) for name, path in self.weights.items()}
+        command = self.command.format(key=cell.key)
+        job = {"cell": asdict(cell), "weights": weights, "command": command, "output": str(self.output.resolve())}
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "anomalib_npgmf.benchmark.cell"],
@@ -110,7 +105,7 @@ class Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "" if device is None else str(device)},
             )
             self._running.add(process)
             process.communicate(json.dumps(job))
@@ -121,8 +116,8 @@ class Runner:
                 return "new"
             # a process that could not even write its record: killed, or out of memory
             error = f"The process ended with status {process.returncode}; see {log.name}."
-            record = {"status": "failed", "command": job["command"], "error": error}
+            record = {"status": "failed", "command": command, "error": error}
             write_record(self.output, cell, record)
         if record["status"] == "finished":
             log.unlink()
-        return str(record["status"])
+        return record["status"]

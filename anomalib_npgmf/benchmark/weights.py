@@ -26,8 +26,8 @@ def parse_weights(options: list[str]) -> dict[str, Path]:
     """
     files = {}
     for option in options:
-        name, equals, path = option.partition("=")
-        if not (name and equals and path):
+        name, _, path = option.partition("=")
+        if not (name and path):
             msg = f"--weights takes NAME=PATH, such as resnet18=resnet18.safetensors, not {option!r}."
             raise ValueError(msg)
         if not Path(path).is_file():
@@ -50,7 +50,7 @@ def references(arguments: Any) -> set[str]:
     return {arguments.removeprefix(_REFERENCE)} if is_reference else set()
 
 
-def insert_files(arguments: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+def insert_files(arguments: Any, files: Mapping[str, Path]) -> Any:
     """Put the files in the place of the texts ``weights:NAME``.
 
     Raises:
@@ -60,17 +60,14 @@ def insert_files(arguments: Mapping[str, Any], files: Mapping[str, Path]) -> dic
         >>> insert_files({"backbone_weights": "weights:resnet18"}, {"resnet18": Path("a.pth")})
         {'backbone_weights': 'a.pth'}
     """
-    if missing := sorted(references(arguments) - set(files)):
-        msg = f"The plan needs a local weights file for {missing[0]}; add --weights {missing[0]}=PATH."
-        raise ValueError(msg)
-    inserted: dict[str, Any] = {}
-    for key, value in arguments.items():
-        if isinstance(value, Mapping):
-            inserted[key] = insert_files(value, files)
-        else:
-            names = references(value)
-            inserted[key] = str(files[names.pop()]) if names else value
-    return inserted
+    if isinstance(arguments, Mapping):
+        return {key: insert_files(value, files) for key, value in arguments.items()}
+    for name in references(arguments):
+        if name not in files:
+            msg = f"The plan needs a local weights file for {name}; add --weights {name}=PATH."
+            raise ValueError(msg)
+        return str(files[name])
+    return arguments
 
 
 def digest(path: Path) -> str:

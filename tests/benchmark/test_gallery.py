@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from anomalib_npgmf.benchmark.__main__ import main
 from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass
@@ -123,19 +122,21 @@ def test_report(test_pass: TestPass, tmp_path: Path) -> None:
     output.parent.mkdir()
     assert main(["report", str(records), "--output", str(output)]) == 0
     text = output.read_text(encoding="utf-8")
-    name = "report_gallery_npgmf_vials.jpg"
     assert "## Gallery" in text
-    assert f"(images/{name})" in text
-    sheet = output.parent / "images" / name
-    with Image.open(sheet) as picture, Image.open(records / "npgmf/default/vials/seed1_worst_good.jpg") as one:
-        assert picture.size == (one.width, 6 * one.height)
+    # the anomalous images of the first seed that has pictures, as they lie beside its record
+    roles = ["best_logical", "best_structural", "worst_anomalous", "borderline_anomalous"]
+    shown = [output.parent / "images" / f"report_gallery_npgmf_vials_{role}.jpg" for role in roles]
+    assert sorted(output.parent.glob("images/*.jpg")) == sorted(shown)
+    for role, picture in zip(roles, shown, strict=True):
+        assert text.count(f"(images/{picture.name})") == 1
+        assert picture.read_bytes() == (records / f"npgmf/default/vials/seed1_{role}.jpg").read_bytes()
 
     # records without pictures, as older ones or those that were moved alone
     for path in records.rglob("*.jpg"):
         path.unlink()
     assert main(["report", str(records), "--output", str(output)]) == 0
     assert "Gallery" not in output.read_text(encoding="utf-8")
-    assert not sheet.exists()
+    assert not any(picture.exists() for picture in shown)
     path = records / "npgmf/default/vials/seed1.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     del record["gallery"]

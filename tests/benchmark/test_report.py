@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from anomalib_npgmf.benchmark.__main__ import main
 from anomalib_npgmf.benchmark.plan import Cell
 from anomalib_npgmf.benchmark.plots import _draw_bars
 from anomalib_npgmf.benchmark.record import write_record
-from anomalib_npgmf.benchmark.report_records import difference, load_results
+from anomalib_npgmf.benchmark.results import difference, load_results
 
 CATEGORIES = ("screws", "vials")
 PLAN = """
@@ -195,7 +196,7 @@ def test_pictures(records: Path) -> None:
 def test_bars_are_as_high_as_the_scores(records: Path) -> None:
     (group,) = load_results(records).groups
     axes = Figure().subplots()
-    _draw_bars(axes, {"a": (group, "merged"), "b": (group, "logical")}, ["screws", "vials"], ("loco_auroc", "logical"))
+    _draw_bars(axes, {"a": (group, "merged"), "b": (group, "logical")}, ["screws", "vials"], "AUROC logical")
     merged, logical = (
         [bar.get_height() for bar in container] for container in axes.containers if isinstance(container, BarContainer)
     )
@@ -219,15 +220,14 @@ def test_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_difference_takes_common_seeds() -> None:
-    found = difference({0: 0.5, 1: 0.75, 2: 1.0}, {1: 0.25, 2: 0.75, 3: 0.0})
-    assert found is not None
-    assert (found.mean, found.seeds) == (0.375, 2)
-    assert difference({0: 0.5}, {1: 0.5}) is None
+    found = difference(pd.Series({0: 0.5, 1: 0.75, 2: 1.0}), pd.Series({1: 0.25, 2: 0.75, 3: 0.0}))
+    assert (found.mean(), len(found)) == (0.375, 2)
+    assert difference(pd.Series({0: 0.5}), pd.Series({1: 0.5})).empty
 
 
 def test_results_by_hand(records: Path) -> None:
     (group,) = load_results(records).groups
-    metric = ("loco_auroc", "logical")
-    assert group.by_seed("merged", metric) == pytest.approx({0: 0.7, 1: 0.8})
-    assert group.value("vials", 5, "merged", metric) is None
-    assert group.value("vials", 0, "unknown", metric) is None
+    metric = "AUROC logical"
+    assert group.by_seed("merged", metric).to_dict() == pytest.approx({0: 0.7, 1: 0.8})
+    assert 5 not in group.of_category("vials", "merged", metric)
+    assert 0 not in group.of_category("vials", "unknown", metric)

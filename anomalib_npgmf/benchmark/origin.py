@@ -1,0 +1,106 @@
+"""What results cost, what the codebooks looked like, and what everything was made with."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from anomalib_npgmf.benchmark.record import Record, key_of
+from anomalib_npgmf.benchmark.results import Group, Results
+from anomalib_npgmf.benchmark.tables import table
+
+# heading -> value of a record and number of decimals
+_COSTS = {
+    "epochs": ("training epochs", 0),
+    "fit, s": ("seconds fit", 1),
+    "test, s": ("seconds test", 1),
+    "test, ms per image": ("ms", 0),
+    "peak memory, MiB": ("peak_memory resident_mib", 0),
+    "peak memory of the accelerator, MiB": ("peak_memory accelerator_mib", 0),
+    "parameters": ("model parameters", 0),
+    "trained": ("model trained_parameters", 0),
+    "bank, patches": ("model bank_patches", 0),
+}
+
+
+def codebooks(group: Group) -> str:
+    """Perplexity and dead codes per level at the end of the training, by category; empty without codebooks."""
+    means = _means(group)
+    start = "training perplexity_"
+    levels = sorted(int(name.removeprefix(start)) for name in map(str, means) if name.startswith(start))
+    columns = {
+        f"{what}, level {level}": (f"training {what.replace(' ', '_')}_{level}", 1)
+        for level in levels
+        for what in ("perplexity", "dead codes")
+    }
+    return f"Means over seeds, in the last epoch.\n\n{_table(means, columns)}" if levels else ""
+
+
+def costs(group: Group) -> str:
+    """Times, memory and size by category."""
+    text = "Means over seeds. The test includes reading the images and every map above, not the metrics."
+    return f"{text}\n\n{_table(_means(group), _COSTS)}"
+
+
+def origin(results: Results) -> str:
+    """Settings, hardware, versions, weights and commands of the finished cells, each with the number of cells."""
+    lines = []
+    for group in results.groups:
+        lines += _counted(group.name, group.records.values(), _settings)
+    kinds: dict[str, Callable[[Record], str]] = {
+        "hardware": lambda r: _pairs(r["hardware"]),
+        "versions": lambda r: _pairs({name: v for name, v in r["versions"].items() if name != "commit"}),
+        "commit": lambda r: r["versions"].get("commit", ""),
+        "weights, SHA-256": lambda r: _pairs(r["weights"]),
+        # without the choice of the cell: the command of the whole run
+        "command": lambda r: f"`{r['command']}`".replace(f" --only {key_of(r['cell'])}", ""),
+    }
+    for kind, text_of in kinds.items():
+        lines += _counted(kind, results.records, text_of)
+    if days := sorted(record["started"][:10] for record in results.records):
+        lines.append("- run: " + " to ".join(dict.fromkeys((days[0], days[-1]))))
+    return "\n".join(lines)
+
+
+def _means(group: Group) -> pd.DataFrame:
+    """Means over seeds by category."""
+    rows = []
+    for (category, _), record in group.records.items():
+        parts = {"training": record["training"], "seconds": record["seconds"], "model": record["model"]}
+        parts["peak_memory"] = record["peak_memory"]
+        row = {f"{part} {name}": value for part, values in parts.items() for name, value in values.items()}
+        number = len(record["images"])
+        rows.append({"category": category, "ms": 1000 * record["seconds"]["test"] / number if number else None, **row})
+    means = pd.DataFrame(rows).groupby("category").mean(numeric_only=True)
+    return means.reindex(group.measured_categories)
+
+
+def _table(means: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
+    known = {title: column for title, column in columns.items() if column[0] in means}
+    rows = [
+        [str(category), *("" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in known.values())]
+        for category, row in means.iterrows()
+    ]
+    return table(["category", *known], rows)
+
+
+def _settings(record: Record) -> str:
+    cell = record["cell"]
+    # what differs between the cells of a plan says nothing about the settings
+    data = {name: value for name, value in cell["data_args"].items() if name not in ("category", "seed")}
+    parts = ((cell["model_class"], cell["model_args"]), (cell["data_class"], data), ("trainer", cell["trainer"]))
+    return "; ".join(f"{name} `{json.dumps(arguments, sort_keys=True)}`" for name, arguments in parts)
+
+
+def _counted(title: str, records: Any, text_of: Callable[[Record], str]) -> list[str]:
+    """A line for each text, with its number of records where there are several."""
+    found = Counter(map(text_of, records))
+    return [f"- {title}{f' ({n} cells)' if len(found) > 1 else ''}: {text}" for text, n in found.items() if text]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
