@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
 from anomalib_npgmf.benchmark.record import Record, hardware, path_of, versions, write_record
 from anomalib_npgmf.benchmark.timing import process_peak
-from anomalib_npgmf.benchmark.weights import digest, insert_files, references, served_by_timm
+from anomalib_npgmf.benchmark.weights import insert_files, references, served_by_timm
 from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
 
@@ -73,6 +74,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         Path(os.path.relpath(path, folder)).as_posix(): {name: kept[path].score for name, kept in found.items()}
         for path in found[MERGED]
     }
+    used = sorted(references(cell.model_args) | (served & set(files)))
     seconds = {"fit": fitted - start, "test": tested - begin - test_pass.seconds}
     gallery = write_gallery(test_pass, stem)
     seconds["metrics"] = time.perf_counter() - tested
@@ -83,7 +85,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         "training": {name: value for name, value in logged.items() if math.isfinite(value)} | {"epochs": epochs},
         "model": _describe(model),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "weights": {name: digest(files[name]) for name in sorted(references(cell.model_args) | (served & set(files)))},
+        "weights": {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in used},
         "peak_memory": memory,
     }
 

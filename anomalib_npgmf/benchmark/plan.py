@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class Cell:
     """One training and test: a model in one variant, on one category, with one seed.
 
+    Classes are named as in ``anomalib.models`` and ``anomalib.data``, or by a dotted path.
+
     Attributes:
-        model: Name of the model in the plan.
-        variant: Name of the variant.
-        category: Name of the category.
-        seed: Seed of everything random.
-        model_class: Name in ``anomalib.models``, or a dotted path.
-        model_args: Arguments of the model. A text ``weights:NAME`` stands for the local file that serves the timm
-            network NAME.
-        data_class: Name in ``anomalib.data``, or a dotted path.
+        model_args: Arguments of the model. A text ``weights:NAME`` stands for the local file of the timm network NAME.
         data_args: Arguments of the data module, without its root.
         trainer: Arguments of anomalib's engine.
         root: Folder of the data set; no part of what identifies a cell.
@@ -56,12 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells that belong together.
-
-    Attributes:
-        name: Name of the plan's file, without its ending.
-        title: What a report calls it.
-        cells: What to run, in this order.
+    """Cells that belong together: the name of the plan's file, what a report calls it, and what to run in this order.
 
     Example:
         >>> plan = parse_plan("tiny", {
@@ -70,10 +61,8 @@ class Plan:
         ...     "seeds": [0, 1],
         ...     "models": {"npgmf": {"class_path": "Npgmf", "variants": {"full": {}, "plain": {"use_codebooks": 0}}}},
         ... })
-        >>> len(plan.cells)
-        8
-        >>> plan.cells[0].key, plan.cells[0].root, plan.cells[0].data_args
-        ('npgmf/full/juice_bottle/seed0', 'images/0', {'category': 'juice_bottle'})
+        >>> len(plan.cells), plan.cells[0].key, plan.cells[0].root, plan.cells[0].data_args
+        (8, 'npgmf/full/juice_bottle/seed0', 'images/0', {'category': 'juice_bottle'})
     """
 
     name: str
@@ -90,7 +79,7 @@ class Plan:
             if not any(fnmatch(cell.key, pattern) for cell in self.cells):
                 msg = f"No cell of plan {self.name} fits {pattern!r}; a cell is named like {self.cells[0].key}."
                 raise ValueError(msg)
-        chosen = [cell for cell in self.cells if not patterns or any(fnmatch(cell.key, p) for p in patterns)]
+        chosen = (cell for cell in self.cells if not patterns or any(fnmatch(cell.key, p) for p in patterns))
         return replace(self, cells=tuple(chosen))
 
 
@@ -104,9 +93,6 @@ def load_plan(path: Path, root: str | None = None, epochs: int | None = None) ->
             the data module's arguments ``{category}`` and ``{seed}`` stand for the cell's.
         root: Root of the data set instead of the plan's; may hold ``{category}`` and ``{seed}``.
         epochs: Number of epochs instead of the plan's.
-
-    Returns:
-        The plan.
 
     Raises:
         ValueError: If the file is no plan.
@@ -127,40 +113,28 @@ def parse_plan(name: str, content: Any, root: str | None = None, epochs: int | N
     """As `load_plan`, from the content of the file."""
     plan = _section(content, "plan", f"plan {name}", ("data", "categories", "seeds", "models"))
     data = _section(plan["data"], "data", "data", ("class_path",))
-    if not isinstance(plan["models"], dict) or not plan["models"]:
-        msg = f"Plan {name} needs models: a mapping from a name to class_path and init_args."
-        raise ValueError(msg)
-    for key in ("categories", "seeds"):
-        if not isinstance(plan[key], list) or not plan[key]:
-            msg = f"Plan {name} needs {key}: a list of at least one."
+    for key, kind, text in (
+        ("models", dict, "a mapping from a name to class_path and init_args"),
+        ("categories", list, "a list of at least one"),
+        ("seeds", list, "a list of at least one"),
+    ):
+        if not isinstance(plan[key], kind) or not plan[key]:
+            msg = f"Plan {name} needs {key}: {text}."
             raise ValueError(msg)
     cells = []
     for model_name, entry in plan["models"].items():
         model = _section(entry, "model", f"model {model_name}", ("class_path",))
-        trainer = _merge(plan.get("trainer") or {}, model.get("trainer") or {})
-        if epochs is not None:
-            trainer["max_epochs"] = epochs
-        arguments = _merge(data.get("init_args") or {}, model.get("data") or {})
-        if root is not None:
-            arguments["root"] = root
-        for variant, changes in (model.get("variants") or {"default": {}}).items():
-            for category in plan["categories"]:
-                _check_names(model_name, variant, category)
-                for seed in plan["seeds"]:
-                    data_args = _fill(arguments, category, seed)
-                    cell = Cell(
-                        model=model_name,
-                        variant=variant,
-                        category=category,
-                        seed=seed,
-                        model_class=model["class_path"],
-                        model_args=_merge(model.get("init_args") or {}, changes or {}),
-                        data_class=data["class_path"],
-                        root=data_args.pop("root", None),
-                        data_args=data_args,
-                        trainer=trainer,
-                    )
-                    cells.append(cell)
+        trainer = _merge(plan.get("trainer"), model.get("trainer"), {} if epochs is None else {"max_epochs": epochs})
+        arguments = _merge(data.get("init_args"), model.get("data"), {} if root is None else {"root": root})
+        variants = model.get("variants") or {"default": {}}
+        for variant, category, seed in product(variants, plan["categories"], plan["seeds"]):
+            _check_names(model_name, variant, category)
+            model_args = _merge(model.get("init_args"), variants[variant])
+            data_args = {key: _fill(value, category, seed) for key, value in arguments.items()}
+            place = data_args.pop("root", None)
+            classes = {"model_class": model["class_path"], "data_class": data["class_path"]}
+            given = {"model_args": model_args, "data_args": data_args, "trainer": trainer, "root": place}
+            cells.append(Cell(model_name, variant, category, seed, **classes, **given))
     return Plan(name, plan.get("title") or name, tuple(cells))
 
 
@@ -184,22 +158,17 @@ def _check_names(*names: Any) -> None:
             raise ValueError(msg)
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, mappings inside merged likewise."""
-    merged = dict(base)
-    for key, value in changes.items():
+def _merge(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Mappings in one, later values before earlier ones, mappings inside merged likewise."""
+    merged: dict[str, Any] = {}
+    for key, value in ((key, value) for part in parts for key, value in (part or {}).items()):
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
-def _fill(arguments: Mapping[str, Any], category: str, seed: int) -> dict[str, Any]:
+def _fill(value: Any, category: str, seed: int) -> Any:
     """Put category and seed in; a value that is only ``{seed}`` becomes a number."""
-    filled: dict[str, Any] = {}
-    for key, value in arguments.items():
-        if isinstance(value, str):
-            text = value.replace("{category}", category).replace("{seed}", str(seed))
-            filled[key] = seed if value == "{seed}" else text
-        else:
-            filled[key] = value
-    return filled
+    if value == "{seed}" or not isinstance(value, str):
+        return seed if value == "{seed}" else value
+    return value.replace("{category}", category).replace("{seed}", str(seed))

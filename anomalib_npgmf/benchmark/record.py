@@ -24,41 +24,23 @@ _PACKAGES = (
 
 
 class Record(TypedDict, total=False):
-    """Results file of a cell. A failed cell has an ``error`` in the place of all from ``metrics`` on.
+    """Results file of a cell. A failed cell has an ``error`` in the place of all from ``metrics`` on."""
 
-    Attributes:
-        cell: What ran, see `identity`.
-        status: ``"finished"`` or ``"failed"``.
-        command: Command that runs the cell again.
-        started: Time in UTC.
-        versions: Versions by package, and the commit.
-        hardware: Processor, threads and accelerator.
-        error: Type and text of the exception.
-        metrics: Metrics by map, see `evaluate`.
-        images: Scores by map, by path of the image below the data set's root.
-        gallery: Names of the pictures beside the record, by role.
-        training: What was logged at the end of the fit, and the number of epochs.
-        model: Size, settings and calibration.
-        seconds: Times of ``fit``, ``test`` and ``metrics``.
-        weights: SHA-256 of local weights, by name of the network.
-        peak_memory: See `process_peak`.
-    """
-
-    cell: dict[str, Any]
-    status: str
-    command: str
-    started: str
+    cell: dict[str, Any]  # what ran, see `identity`
+    status: str  # "finished" or "failed"
+    command: str  # runs the cell again
+    started: str  # time in UTC
     versions: dict[str, str]
     hardware: dict[str, Any]
-    error: str
-    metrics: dict[str, dict[str, Any]]
-    images: dict[str, dict[str, float]]
-    gallery: dict[str, str]
-    training: dict[str, float]
-    model: dict[str, Any]
-    seconds: dict[str, float]
-    weights: dict[str, str]
-    peak_memory: dict[str, int]
+    error: str  # type and text of the exception
+    metrics: dict[str, dict[str, Any]]  # by map, see `evaluate`
+    images: dict[str, dict[str, float]]  # scores by path below the data set's root, then by map
+    gallery: dict[str, str]  # names of the pictures beside the record by role, see `choose`
+    training: dict[str, float]  # what was logged at the end of the fit, and the number of epochs
+    model: dict[str, Any]  # size, settings and calibration
+    seconds: dict[str, float]  # of fit, test and metrics
+    weights: dict[str, str]  # SHA-256 of local weights by name of the network
+    peak_memory: dict[str, int]  # see `process_peak`
 
 
 def identity(cell: Cell) -> dict[str, Any]:

@@ -12,22 +12,9 @@ from anomalib_npgmf.benchmark.origin import codebooks, costs, origin
 from anomalib_npgmf.benchmark.plan import Plan
 from anomalib_npgmf.benchmark.plots import Series, plot_bars, plot_curves
 from anomalib_npgmf.benchmark.record import key_of
-from anomalib_npgmf.benchmark.results import DEFECT, MERGED, Group, Results, difference, load_results
+from anomalib_npgmf.benchmark.results import DEFECT, MAPS, MERGED, Group, Results, difference, load_results
 from anomalib_npgmf.benchmark.tables import percent, table
 
-_MAP_NOTES = {
-    MERGED: "what the model says",
-    "logical": "the logical branch alone",
-    "structural": "the structural branch alone",
-    "composition": "the composition read-out alone",
-    "1:3": "eq. 11 of the paper: calibrated maps of the two branches, logical once and structural three times",
-    "3:1": "the other order of the weights",
-    "1:1": "equal weights",
-    "maximum": "the larger one of the two calibrated maps",
-    "1:3+composition": "the larger one of eq. 11 and the composition, calibrated as in the model",
-    "amounts": "the composition's reading of the whole image alone, without grids",
-    "maximum+amounts": "the largest of the two calibrated maps and that reading, calibrated as in the model",
-}
 _PARTS = (MERGED, "logical", "structural", "composition")
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
 _PAIRS_OF_MERGED = (
@@ -158,7 +145,7 @@ def _group_sections(group: Group, prefix: str) -> list[str]:
 
 
 def _notes(group: Group) -> str:
-    notes = [f"- **{name}**: {_MAP_NOTES[name]}" for name in group.maps if name in _MAP_NOTES]
+    notes = [f"- **{name}**: {MAPS[name]}" for name in group.maps if name in MAPS]
     return "\n".join(notes) if len(group.maps) > 1 else ""
 
 

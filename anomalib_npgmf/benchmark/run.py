@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from anomalib_npgmf.benchmark.plan import Cell, Plan
 from anomalib_npgmf.benchmark.record import path_of, read_record, write_record
-from anomalib_npgmf.benchmark.weights import references
+from anomalib_npgmf.benchmark.weights import insert_files
 
 
 @dataclass
@@ -52,9 +52,7 @@ class Runner:
             ValueError: If weights are missing or records of other settings are in the way; nothing has run then.
         """
         for cell in plan.cells:
-            for name in references(cell.model_args) - set(self.weights):
-                msg = f"Model {cell.model} needs a local weights file for {name}; add --weights {name}=PATH."
-                raise ValueError(msg)
+            insert_files(cell.model_args, self.weights)  # raises
         states = {cell.key: (read_record(self.output, cell) or {"status": "new"})["status"] for cell in plan.cells}
         again = {"new", "failed"} if retry_failed else {"new"}
         waiting = [cell for cell in plan.cells if states[cell.key] in again]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,15 +67,6 @@ def insert_files(arguments: Any, files: Mapping[str, Path]) -> Any:
             raise ValueError(msg)
         return str(files[name])
     return arguments
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()
 
 
 @contextmanager
