@@ -1,113 +1,143 @@
-"""Drawn categories for the studies: features of every image from one backbone pass, ground truth and scores."""
+"""Drawn categories for the studies: features of every image from one backbone pass, scores, and cells to collect."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from _common import Row, load, table
+from anomalib.data import ImageBatch
+from anomalib.models.components import GaussianBlur2d
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
-from anomalib_npgmf.metrics import auc_spro
-from anomalib_npgmf.metrics.ground_truth import read_defects, read_defects_config
+from anomalib_npgmf.benchmark.record import write
+from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
+from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
 KINDS = ("logical", "structural")
-FOLDERS = {
-    "train": "train/good",
-    "calibration": "validation/good",
-    "good": "test/good",
-    "logical": "test/logical_anomalies",
-    "structural": "test/structural_anomalies",
+FOLDERS = ("train/good", "validation/good", "test/good", "test/logical_anomalies", "test/structural_anomalies")
+DEFAULTS: dict[str, Any] = {
+    "weights": str,
+    "backbone": "mobilenetv2_100",
+    "root": Path,
+    "seeds": [100, 101, 102],
+    "categories": list(SCENES),
 }
+Cells = dict[str, dict[str, dict[str, float]]]  # "category/seed": name: column: value
 
 
-class GroundTruth:
-    """What is wrong with which image of a drawn category, and scores against it.
-
-    Args:
-        paths: Images of one category.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        config = read_defects_config(self.paths[0].parents[2])
-        self._masks, self._areas = [], []
-        for path in self.paths:
-            defects = read_defects(path, config) if path.parent.name.endswith("anomalies") else []
-            stack = [torch.from_numpy(defect.mask) for defect in defects]
-            self._masks.append(torch.stack(stack) if stack else torch.zeros(0, *SIZE, dtype=torch.bool))
-            self._areas.append([defect.saturation_area for defect in defects])
-
-    def part(self, name: str) -> list[int]:
-        """Numbers of the images of a part: train, calibration, good, logical or structural."""
-        folder = Path(FOLDERS[name])
-        return [i for i, path in enumerate(self.paths) if Path(*path.parts[-3:-1]) == folder]
-
-    def auroc(self, scores: Tensor) -> dict[str, float]:
-        """Image AUROC per type of anomaly, and their mean."""
-        good = scores[self.part("good")]
-        found = {}
-        for kind in KINDS:
-            bad = scores[self.part(kind)]
-            found[kind] = float(roc_auc_score([0] * len(good) + [1] * len(bad), torch.cat([good, bad])))
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
-
-    def spro(self, maps: Tensor) -> dict[str, float]:
-        """AU-sPRO at 0.05 per type of anomaly, and their mean.
-
-        Args:
-            maps: Scores of all images, [N, 1, h, w].
-        """
-        found = {}
-        for kind in KINDS:
-            rows = self.part("good") + self.part(kind)
-            scores = F.interpolate(maps[rows], size=SIZE, mode="bilinear", align_corners=False)[:, 0]
-            area = auc_spro(list(scores), [self._masks[r] for r in rows], [self._areas[r] for r in rows])
-            found[kind] = area.item()
-        return found | {"mean": (found["logical"] + found["structural"]) / 2}
+def backbone_of(args: argparse.Namespace, levels: Sequence[int] | None = None) -> Backbone:
+    """The network that the command line names."""
+    if args.weights is None or args.root is None:
+        raise SystemExit("--weights FILE (or 'random') and --root FOLDER are needed to measure.")
+    backbone = Backbone(args.backbone, levels)
+    backbone.load_weights(args.weights)
+    return backbone
 
 
-class DrawnCategory(GroundTruth):
-    """Features and ground truth of a category's images.
+class DrawnCategory:
+    """Features of all images of a category, 60 training images among them; drawn if they are not there yet.
 
     Args:
-        folder: The category's folder, as `ensure_drawn` returns it.
+        root: Folder of the drawn images.
+        category: Name of the category.
+        seed: Seed of the images.
         backbone: Frozen network; its levels are kept.
         size: Height and width that the network sees.
+        tests: Number of test images of each kind.
 
     Attributes:
         paths: Every image.
-        rows: Their numbers by part, see `part`.
+        train: Numbers of the training images.
         features: Map [N, C, h, w] of all images by level.
         images: The images as the network sees them, [N, 3, *size].
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, size: tuple[int, int] = SIZE) -> None:
-        super().__init__([path for name in FOLDERS.values() for path in sorted((folder / name).glob("*.png"))])
-        self.rows = {name: self.part(name) for name in FOLDERS}
+    @torch.no_grad()
+    def __init__(
+        self, root: Path, category: str, seed: int, backbone: Backbone, size: tuple[int, int] = SIZE, tests: int = 20
+    ) -> None:
+        plan = DrawingPlan(category, SIZE, 60, 20, tests, tests, tests, seed)
+        folder = ensure_drawn(root / f"seed{seed}", plan)
+        self.paths = [path for name in FOLDERS for path in sorted((folder / name).glob("*.png"))]
+        self.train = [i for i, path in enumerate(self.paths) if path.parts[-3] == "train"]
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         resize = AntialiasedResize(size) if size != SIZE else torch.nn.Identity()
-        images: list[Tensor] = []
-        levels: list[list[Tensor]] = []
+        images, levels = [], []
         for start in range(0, len(self.paths), 8):
             pixels = np.stack([np.asarray(Image.open(path)) for path in self.paths[start : start + 8]])
             images.append(resize(((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)))
             levels.append(backbone(images[-1]))
         self.images = torch.cat(images)
-        self.features = {
-            level: torch.cat(maps) for level, maps in zip(backbone.levels, zip(*levels, strict=True), strict=True)
-        }
+        self.features = dict(zip(backbone.levels, map(torch.cat, zip(*levels, strict=True)), strict=True))
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.1f} ± {deviation:.1f}"
+def smoothed(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [N, 1, *size] from smaller ones, smoothed as the model does it."""
+    blur = GaussianBlur2d(sigma=4 * min(size) / 256)
+    return blur(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
+
+
+def scores(paths: Sequence[Path], image_scores: Tensor, maps: Tensor | None = None) -> dict[str, float]:
+    """Image AUROC and, of maps [N, 1, h, w], AU-sPRO at 0.05 by kind of anomaly and their mean, in per cent."""
+    test = [i for i, path in enumerate(paths) if path.parts[-3] == "test"]
+    batch = ImageBatch(
+        image=torch.zeros(len(test), 3, 1, 1),
+        image_path=[str(paths[i]) for i in test],
+        pred_score=image_scores[test],
+        anomaly_map=None if maps is None else maps[test, 0],
+    )
+    found = {}
+    for name, metric_class in (("AUROC", LocoAUROC), ("sPRO", SPRO))[: 1 if maps is None else 2]:
+        for kind in (*KINDS, "mean"):
+            metric = metric_class(kind)
+            metric.update(batch)
+            found[f"{name} {kind}"] = 100 * float(metric.compute())
+    return found
+
+
+def long(cells: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per value of the cells: ``category``, ``seed``, ``name``, ``column``, ``value``."""
+    rows = [
+        (*key.replace("/seed", "/").split("/"), name, column, value)
+        for key, names in cells.items()
+        for name, columns in names.items()
+        for column, value in columns.items()
+    ]
+    return pd.DataFrame(rows, columns=["category", "seed", "name", "column", "value"])
+
+
+def collect(
+    name: str,
+    args: argparse.Namespace,
+    rows_of: Callable[[Cells], list[Row]],
+    measure: Callable[[str, int], Any],
+    **extra: object,
+) -> None:
+    """Measure every cell that the results file lacks, write the file after each, and print its table.
+
+    Args:
+        name: Name of the results file.
+        args: Command line, with ``table`` to print only.
+        rows_of: Rows of the table from the cells.
+        measure: Cell of a category and a seed.
+        extra: What else the results file holds.
+    """
+    cells: Cells = load(name, args.out).get("cells", {})
+    todo = [] if args.table else [(category, seed) for seed in args.seeds for category in args.categories]
+    for category, seed in todo:
+        if f"{category}/{seed}" not in cells:
+            cells[f"{category}/{seed}"] = measure(category, seed)
+            write(args.out / f"{name}.json", rows_of(cells), cells=cells, **extra)
+            print(f"{category}, seed {seed}", flush=True)
+    print(table(rows_of(cells)))

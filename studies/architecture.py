@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
@@ -36,63 +35,17 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "maximum": (942, 170, 132, 66, GREEN, "calibration,\nmaximum (if the\nread-out is on)"),
     "score": (1110, 262, 132, 80, GREEN, "merged map;\nits maximum is\nthe score; label by\nthe threshold"),
 }
-ARROWS = [
-    ("image", "resize"),
-    ("resize", "encoder"),
-    ("resize", "network"),
-    ("encoder", "embedding"),
-    ("encoder", "codebooks"),
-    ("embedding", "decoder"),
-    ("codebooks", "decoder"),
-    ("prior", "decoder"),
-    ("decoder", "rebuilt"),
-    ("decoder", "logical"),
-    ("network", "patches"),
-    ("network", "codes"),
-    ("patches", "bank"),
-    ("bank", "structural"),
-    ("codes", "variation"),
-    ("variation", "composition"),
-    ("logical", "calibration"),
-    ("structural", "calibration"),
-    ("composition", "maximum"),
-    ("maximum", "score"),
-]
+ARROWS = (
+    "image resize, resize encoder, resize network, encoder embedding, encoder codebooks, embedding decoder, "
+    "codebooks decoder, prior decoder, decoder rebuilt, decoder logical, network patches, network codes, patches bank, "
+    "bank structural, codes variation, variation composition, logical calibration, structural calibration, "
+    "composition maximum, maximum score"
+)
 HEADINGS = (
     (220, 583, BLUE, "logical branch: what is in the wrong place, of the wrong kind or missing"),
     (220, 318, ORANGE, "structural branch: damage"),
     (364, 146, VIOLET, "composition read-out (optional): how many, which with which"),
 )
-
-
-def box(axes: Axes, x: float, y: float, width: float, height: float, colour: str, text: str) -> None:
-    """Draw one step."""
-    patch = FancyBboxPatch(
-        (x - width / 2, y - height / 2),
-        width,
-        height,
-        boxstyle="round,pad=0,rounding_size=6",
-        facecolor=colour,
-        edgecolor=EDGES[colour],
-        linewidth=1.2,
-    )
-    axes.add_patch(patch)
-    axes.text(x, y, text, ha="center", va="center", fontsize=8.5, linespacing=1.25)
-
-
-def arrow(axes: Axes, start: str, end: str) -> None:
-    """Connect the right side of a box with the left side of another."""
-    x0, y0, width0, *_ = BOXES[start]
-    x1, y1, width1, *_ = BOXES[end]
-    point(axes, (x0 + width0 / 2, y0), (x1 - width1 / 2, y1))
-
-
-def point(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw an arrow."""
-    patch = FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=11, linewidth=1.1, color=LINE, shrinkA=1, shrinkB=1
-    )
-    axes.add_patch(patch)
 
 
 def main() -> None:
@@ -102,16 +55,20 @@ def main() -> None:
     axes.axis("off")
     for x, y, colour, text in HEADINGS:
         axes.text(x, y, text, fontsize=9.5, color=EDGES[colour], weight="bold", va="center")
-    for start, end in ARROWS:
-        arrow(axes, start, end)
+    points = [((942, 307), (942, 203)), ((776, 375), (776, 412))]
+    for arrow in ARROWS.split(", "):  # from the right side of a box to the left side of another
+        (x0, y0, width0, *_), (x1, y1, width1, *_) = (BOXES[name] for name in arrow.split())
+        points.append(((x0 + width0 / 2, y0), (x1 - width1 / 2, y1)))
     axes.plot([278, 278, 776], [442, 375, 375], color=LINE, linewidth=1.1)  # the real features, past the decoder
-    point(axes, (776, 375), (776, 412))
-    point(axes, (942, 307), (942, 203))
-    for values in BOXES.values():
-        box(axes, *values)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    for start, end in points:
+        style = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.1, "color": LINE}
+        axes.add_patch(FancyArrowPatch(start, end, shrinkA=1, shrinkB=1, **style))
+    for x, y, width, height, colour, text in BOXES.values():
+        corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=6"
+        edge = {"edgecolor": EDGES[colour], "linewidth": 1.2}
+        axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, **edge))
+        axes.text(x, y, text, ha="center", va="center", fontsize=8.5, linespacing=1.25)
     figure.savefig(OUTPUT, dpi=100, metadata={"Software": None})
-    print(f"{OUTPUT.name}: {OUTPUT.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

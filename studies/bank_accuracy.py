@@ -8,23 +8,19 @@ seeds, and of the difference from the exact selection in float32, seed by seed.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from _common import fix_threads, print_table, save
-from _drawn import KINDS, SIZE, DrawnCategory, spread
+from _common import options, spread, table
+from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
 
-from anomalib_npgmf.backbone.network import Backbone
-from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
-from anomalib_npgmf.merging.rule import MapMerger
+from anomalib_npgmf.benchmark.record import write
 from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
 
-LEVELS = (3, 4)
+EXACT = "exact selection"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "exact selection": {"coreset_method": "exact"},
+    EXACT: {"coreset_method": "exact"},
     "fast selection": {},
     "fast selection, float16 bank": {"bank_dtype": "float16"},
     "fast selection, reduced to 64 components": {"reduce_to": 64},
@@ -33,58 +29,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
 
 
-def scores(cell: DrawnCategory, change: dict[str, Any]) -> list[float]:
-    """AUROC and sPRO of the structural branch per type of anomaly, in per cent."""
-    levels = [cell.features[level] for level in LEVELS]
+def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
+    """AUROC and sPRO of the structural branch per kind of anomaly, in per cent."""
+    levels = list(cell.features.values())
     torch.manual_seed(0)
     branch = StructuralBranch([m.shape[1] for m in levels], StructuralConfig(coreset_ratio=0.1, **change))
-    keys = [f"{row:04d}" for row in cell.rows["train"]]
-    branch.collect([m[cell.rows["train"]] for m in levels], keys)
+    branch.collect([m[cell.train] for m in levels], [f"{row:04d}" for row in cell.train])
     branch.finish()
     maps = torch.cat([branch([m[start : start + 8] for m in levels]) for start in range(0, len(cell.paths), 8)])
-    merger = MapMerger(SIZE, 1.0, 3.0)
-    merger.calibrate({"structural": (0.0, 1.0)})  # a scale changes neither metric
-    merged = merger({"structural": maps})
-    areas = cell.auroc(merged.amax((1, 2, 3))), cell.spro(merged)
-    return [100 * area[kind] for area in areas for kind in KINDS]
+    maps = smoothed(maps, SIZE)
+    return scores(cell.paths, maps.amax((1, 2, 3)), maps)
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="weights file of the backbone, or 'random'")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--root", type=Path, required=True, help="folder for the drawn images")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    fix_threads(arguments.threads)
-    backbone = Backbone(arguments.backbone, LEVELS)
-    backbone.load_weights(arguments.weights)
-    found: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}  # variant -> seed -> column
-    for seed in arguments.seeds:
-        per_category: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
-        for category in arguments.categories:
-            plan = DrawingPlan(category, SIZE, 60, 20, 20, 20, 20, seed)
-            cell = DrawnCategory(ensure_drawn(arguments.root / f"seed{seed}", plan), backbone)
-            for name, change in VARIANTS.items():
-                per_category[name].append(scores(cell, change))
+    args = options(__doc__, **DEFAULTS | {"seeds": [0, 1, 2], "threads": 2})
+    backbone = backbone_of(args, (3, 4))
+    found: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for category in args.categories:
+            cell = DrawnCategory(args.root, category, seed, backbone)
+            found += [{"bank": name, "seed": seed} | evaluate(cell, change) for name, change in VARIANTS.items()]
             print(f"seed {seed}, {category}", flush=True)
-        for name, rows in per_category.items():
-            found[name].append([statistics.mean(column) for column in zip(*rows, strict=True)])
-    reference = found["exact selection"]
-    results = []
-    for name, seeds in found.items():
+    means = pd.DataFrame(found).groupby(["bank", "seed"], sort=False)[COLUMNS].mean()
+    rows = []
+    for name in VARIANTS:
         row: dict[str, Any] = {"bank": name}
-        for index, column in enumerate(COLUMNS):
-            values = [seed[index] for seed in seeds]
-            gaps = [a[index] - b[index] for a, b in zip(seeds, reference, strict=True)]
-            row[column] = spread(values)
-            row[f"{column}, difference"] = "" if name == "exact selection" else spread(gaps, sign="+")
-        results.append(row)
-    print_table(results)
-    save("bank_accuracy", results, per_seed=found, seeds=arguments.seeds, categories=arguments.categories)
+        for column, gaps in (means.loc[name] - means.loc[EXACT]).items():
+            row[column] = spread(means.loc[name][column])
+            row[f"{column}, difference"] = "" if name == EXACT else spread(gaps, "+")
+        rows.append(row)
+    per_seed = {name: means.loc[name].to_numpy().tolist() for name in VARIANTS}
+    print(table(rows))
+    write(args.out / "bank_accuracy.json", rows, per_seed=per_seed, seeds=args.seeds, categories=args.categories)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,99 +20,86 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import RESULTS, fix_threads, print_table, save
-from _drawn import KINDS, GroundTruth
-from lightning.pytorch import Callback, seed_everything
+from _common import Row, load, options
+from _drawn import DEFAULTS, KINDS, backbone_of, collect, long, scores, smoothed
+from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from anomalib_npgmf.data.synthetic.writer import SCENES
-from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
+from anomalib_npgmf.merging.rule import CompositionMerger
 
 PARTS = ("logical", "structural", "composition")
 MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Maps = dict[str, Tensor]
 
 
-class _Keep(Callback):
-    """Keeps the raw maps of a test pass."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.maps: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *others: Any) -> None:
-        """Keep a batch."""
-        del trainer, others
-        self.paths += [str(path) for path in outputs.image_path]
-        for part, kept in self.maps.items():
-            kept.append(pl_module.model.merger.resize(pl_module.branch_maps.maps[part]))
-
-
-def train(category: str, seed: int, root: Path, weights: str, file: Path) -> None:
+def train(args: argparse.Namespace, category: str, seed: int, file: Path) -> None:
     """Train, and write the raw maps at the merging size, with the statistics of eq. 11."""
     from anomalib.engine import Engine
 
-    from anomalib_npgmf import Npgmf
-    from anomalib_npgmf.data import SyntheticLOCO
+    from anomalib_npgmf import Npgmf, SyntheticLOCO
 
     seed_everything(seed, workers=True, verbose=False)
     counts = {f"num_test_{kind}": 60 for kind in ("good", *KINDS)}
-    data = SyntheticLOCO(root / f"seed{seed}", category, 256, num_train=60, **counts, train_batch_size=4, seed=seed)
+    root = args.root / f"seed{seed}"
+    data = SyntheticLOCO(root, category, 256, num_train=60, **counts, train_batch_size=4, seed=seed)
     data.prepare_data()
-    model = Npgmf(
-        preset="small",
-        backbone="mobilenetv2_100",
-        backbone_weights=weights,
-        logical_image_size=128,
-        structural_image_size=256,
-        composition=True,
-        post_processor=False,
-        evaluator=False,
-        visualizer=False,
-    )
-    keep = _Keep()
+    sizes = {"logical_image_size": 128, "structural_image_size": 256}
+    without: dict[str, Any] = dict.fromkeys(("post_processor", "evaluator", "visualizer"), False)
+    backbone = {"backbone": args.backbone, "backbone_weights": args.weights}
+    model = Npgmf(preset="small", **backbone, **sizes, composition=True, **without)
     with tempfile.TemporaryDirectory() as scratch:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        engine = Engine(max_epochs=30, devices=1, default_root_dir=scratch, callbacks=[keep], **quiet)
+        engine = Engine(max_epochs=args.epochs, devices=1, default_root_dir=scratch, **quiet)
         engine.fit(model, datamodule=data)
-        engine.test(model, datamodule=data, verbose=False)
-    normal: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-    with torch.no_grad():
-        for batch in data.val_dataloader():
-            maps = model.model.eval().branch_maps(model.pre_processor(batch.image), reconstruct=False).maps
-            for part, kept in normal.items():
-                kept.append(model.model.merger.resize(maps[part]))
+    data.setup("test")
+    model.eval().cpu()
     merger = model.model.merger
-    content = {part: torch.cat(keep.maps[part]).half().numpy() for part in PARTS}
-    content |= {f"cal_{part}": torch.cat(normal[part]).half().numpy() for part in PARTS}
+    content: dict[str, Any] = {"path": [], "mean": merger.mean, "std": merger.std}
+    content["held_out"] = model.model.composition.cv_stats
+    for prefix, loader in (("", data.test_dataloader()), ("cal_", data.val_dataloader())):
+        kept: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+        for batch in loader:
+            content["path"] += map(str, batch.image_path if prefix == "" else ())
+            with torch.no_grad():
+                maps = model.model.branch_maps(model.pre_processor(batch.image)).maps
+            for part in PARTS:
+                kept[part].append(merger.resize(maps[part]))
+        content |= {prefix + part: torch.cat(values).half() for part, values in kept.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    assert model.model.composition is not None
-    content["held_out"] = model.model.composition.held_out.numpy()
-    np.savez_compressed(file, path=np.array(keep.paths), mean=merger.mean, std=merger.std, **content)
+    np.savez_compressed(file, **{name: np.asarray(value) for name, value in content.items()})
 
 
-def rules(file: Path) -> Maps:
-    """Merged maps of the test images, [N, 1, H, W], by rule."""
+def read(file: Path) -> tuple[list[Path], Maps]:
+    """Paths of the test images, and all that `train` kept."""
     with np.load(file) as content:
-        kept = {name: content[name] for name in content.files}
+        kept = {name: torch.from_numpy(content[name]).float() for name in content.files if name != "path"}
+        return [Path(path) for path in content["path"].tolist()], kept
 
-    def smoothed(prefix: str) -> Maps:
-        raw = {part: torch.from_numpy(kept[prefix + part]).float() for part in PARTS}
-        merger = MapMerger(tuple(raw["logical"].shape[-2:]), maximum=True)
-        merger.mean.copy_(torch.from_numpy(kept["mean"]))
-        merger.std.copy_(torch.from_numpy(kept["std"]))
-        z = merger.smoothed(raw)
-        sums = {"sum": z["logical"] + 3 * z["structural"], "maximum": torch.maximum(z["logical"], z["structural"])}
-        return z | sums | {"composition": raw["composition"]}
 
-    unit = {}
-    normal = smoothed("cal_")
-    for name, values in smoothed("").items():
-        calibrated = CompositionMerger()
-        peaks = normal[name].amax((1, 2, 3))
-        calibrated.calibrate(peaks, peaks, torch.from_numpy(kept["held_out"]) if name == "composition" else None)
-        unit[name] = (values - calibrated.mean[1]) / calibrated.std[1]
-    branches, c = {name: unit[name] for name in ("sum", "maximum")}, unit["composition"]
+def statistics(kept: Maps, normal: Tensor, *, cross_validated: bool) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the image scores of normal maps, as the model takes them."""
+    merger, peaks = CompositionMerger(), normal.amax((1, 2, 3))
+    merger.calibrate(peaks, peaks, kept["held_out"] if cross_validated else None)
+    return merger.mean[1], merger.std[1]
+
+
+def rules(kept: Maps) -> Maps:
+    """Merged maps of the test images, [N, 1, H, W], by rule."""
+
+    def parts(prefix: str) -> Maps:
+        standardised = {
+            part: smoothed((kept[prefix + part] - kept["mean"][i]) / kept["std"][i], kept[part].shape[-2:])
+            for i, part in enumerate(PARTS[:2])
+        }
+        logical, structural = standardised.values()
+        both = {"sum": logical + 3 * structural, "maximum": torch.maximum(logical, structural)}
+        return {**standardised, **both, "composition": kept[f"{prefix}composition"]}
+
+    unit, normal = {}, parts("cal_")
+    for name, values in parts("").items():
+        mean, std = statistics(kept, normal[name], cross_validated=name == "composition")
+        unit[name] = (values - mean) / std
+    c = unit["composition"]
     found: Maps = {
         "logical branch": unit["logical"],
         "structural branch": unit["structural"],
@@ -121,10 +107,10 @@ def rules(file: Path) -> Maps:
         "sum (eq. 11)": unit["sum"],
         "maximum": unit["maximum"],
     }
-    for name, s in branches.items():
+    for name in ("sum", "maximum"):
         for margin in MARGINS:
-            found[f"larger of {name} and composition - {margin}"] = torch.maximum(s, c - margin)
-        found[f"{name} + positive part of composition"] = s + c.relu()
+            found[f"larger of {name} and composition - {margin}"] = torch.maximum(unit[name], c - margin)
+        found[f"{name} + positive part of composition"] = unit[name] + c.relu()
     three = torch.maximum(unit["structural"], c - 0.5)
     for margin in (0.0, 0.5, 1.0):
         merged = torch.maximum(three, unit["logical"] - margin)
@@ -132,35 +118,18 @@ def rules(file: Path) -> Maps:
     return found
 
 
-def measure(file: Path) -> dict[str, dict[str, float]]:
-    """Image AUROC and AU-sPRO at 0.05 by rule, in per cent."""
-    with np.load(file) as content:
-        truth = GroundTruth([Path(path) for path in content["path"].tolist()])
-    found = {}
-    for name, merged in rules(file).items():
-        areas = {"AUROC": truth.auroc(merged.amax((1, 2, 3))), "sPRO": truth.spro(merged)}
-        found[name] = {f"{metric} {kind}": 100 * v for metric, values in areas.items() for kind, v in values.items()}
-    return found
-
-
-def spreads(file: Path) -> dict[str, float]:
-    """Deviation of a normal image's composition distance, from three sources."""
-    with np.load(file) as content:
-        kept = {name: content[name] for name in content.files}
-    held_out = torch.from_numpy(kept["cal_composition"]).float().amax((1, 2, 3))
-    alone, joined = CompositionMerger(), CompositionMerger()
-    alone.calibrate(held_out, held_out)
-    joined.calibrate(held_out, held_out, torch.from_numpy(kept["held_out"]))
-    truth = GroundTruth([Path(path) for path in kept["path"].tolist()])
-    good = torch.from_numpy(kept["composition"]).float().amax((1, 2, 3))[truth.part("good")]
+def spreads(paths: list[Path], kept: Maps) -> dict[str, float]:
+    """Standard deviation of a normal image's composition distance, from three sources."""
+    normal = kept["cal_composition"]
+    good = kept["composition"][[path.parent.name == "good" for path in paths]]
     return {
-        "calibration images": alone.std[1].item(),
-        "with cross-validation": joined.std[1].item(),
-        "good test images": good.std().item(),
+        "calibration images": statistics(kept, normal, cross_validated=False)[1].item(),
+        "with cross-validation": statistics(kept, normal, cross_validated=True)[1].item(),
+        "good test images": good.amax((1, 2, 3)).std().item(),
     }
 
 
-def spread_rows(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def spread_rows(found: Mapping[str, Mapping[str, float]]) -> list[Row]:
     """One row per category and seed."""
     return [
         {"category, seed": key.replace("/", ", "), **{name: f"{value:.3f}" for name, value in values.items()}}
@@ -168,57 +137,33 @@ def spread_rows(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]
     ]
 
 
-def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """Image AUROC per category, logical / structural, mean over its seeds (their number); then means of categories."""
-    categories = list(dict.fromkeys(key.split("/")[0] for key in cells))
-    rows = []
-    for name in next(iter(cells.values())):
-        means: dict[str, dict[str, float]] = {}
-        for category in categories:
-            found = [cell[name] for key, cell in cells.items() if key.split("/")[0] == category]
-            means[category] = {column: sum(cell[column] for cell in found) / len(found) for column in found[0]}
-        row: dict[str, Any] = {"rule": name}
-        for category, values in means.items():
-            number = sum(key.split("/")[0] == category for key in cells)
-            row[f"{category} ({number})"] = " / ".join(f"{values[f'AUROC {kind}']:.1f}" for kind in KINDS)
-        columns = list(next(iter(means.values())))
-        row |= {c: f"{sum(values[c] for values in means.values()) / len(means):.1f}" for c in columns}
-        rows.append(row)
-    return rows
+    found = long(cells)
+    seeds = found.groupby("category", sort=False).seed.nunique()
+    means = found.pivot_table("value", ["name", "category"], "column", sort=False)
+    shown = means[[f"AUROC {kind}" for kind in KINDS]].map("{:.1f}".format).agg(" / ".join, axis="columns")
+    wide = shown.unstack("category").reindex(found.name.unique())[seeds.index]
+    wide.columns = [f"{category} ({number})" for category, number in seeds.items()]
+    overall = means.groupby("name").mean().map("{:.1f}".format)
+    return wide.join(overall).rename_axis("rule").reset_index().to_dict("records")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of the results file and stop")
-    parser.add_argument("--weights", help="weights file of mobilenetv2_100, or 'random'")
-    parser.add_argument("--root", type=Path, help="folder for the drawn images and the maps")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
-    parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    results = RESULTS / "merging_study.json"
-    stored = json.loads(results.read_text()) if results.is_file() else {}
-    cells: dict[str, Any] = stored.get("cells", {})
-    found: dict[str, Any] = stored.get("spreads", {})
-    if arguments.table:
-        print_table(table_rows(cells))
-        return
-    if arguments.weights is None or arguments.root is None:
-        parser.error("--weights and --root are needed to measure")
-    fix_threads(arguments.threads)
-    for category in arguments.categories:
-        for seed in arguments.seeds:
-            key = f"{category}/{seed}"
-            if key in cells and key in found:
-                continue
-            file = arguments.root / "maps" / f"{category}_{seed}.npz"
-            if not file.is_file():
-                train(category, seed, arguments.root, arguments.weights, file)
-            found[key] = spreads(file)
-            cells[key] = cells.get(key) or measure(file)
-            save("merging_study", table_rows(cells), cells=cells, spreads=found)
-            print(f"{category}, seed {seed}", flush=True)
-    print_table(table_rows(cells))
+    args = options(__doc__, table=False, epochs=30, **DEFAULTS)
+    if not args.table:
+        backbone_of(args)
+    found = load("merging_study", args.out).get("spreads", {})
+
+    def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
+        file = args.root / "maps" / f"{category}_{seed}.npz"
+        if not file.is_file():
+            train(args, category, seed, file)
+        paths, kept = read(file)
+        found[f"{category}/{seed}"] = spreads(paths, kept)
+        return {name: scores(paths, merged.amax((1, 2, 3)), merged) for name, merged in rules(kept).items()}
+
+    collect("merging_study", args, table_rows, measure, spreads=found)
 
 
 if __name__ == "__main__":

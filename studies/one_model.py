@@ -11,8 +11,6 @@ of the categories' names: for a handful of fixed categories the linear layer beh
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,20 +18,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _common import RESULTS, fix_threads, print_table, save
-from _drawn import KINDS, DrawnCategory, spread
+from _common import Row, load, options, spread, table
+from _drawn import DEFAULTS, KINDS, DrawnCategory, backbone_of, long, scores, smoothed
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.benchmark.record import write
 from anomalib_npgmf.config import PRESETS
-from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
-from anomalib_npgmf.merging.rule import MapMerger
 
 SIZE = (128, 128)
 BATCH = 4
-ARMS = ("one per category", "one for all, a vector per category", "one for all, the same vector")
+ALONE, OWN, SAME = ("one per category", "one for all, a vector per category", "one for all, the same vector")
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in (*KINDS, "mean")]
 
 
@@ -47,23 +44,18 @@ def train(
         backbone.levels, backbone.channels, backbone.rectified(), SIZE, "random", 512, settings.logical
     )
     cells = list(categories.values())
-    taken = torch.cat([torch.full((len(cell.rows["train"]),), i) for i, cell in enumerate(cells)])
-    rows = torch.cat([torch.tensor(cell.rows["train"]) for cell in cells])
-    texts = torch.stack([vectors[name] for name in categories])
-
-    def pick(chosen: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        where = list(zip(taken[chosen].tolist(), rows[chosen].tolist(), strict=True))
-        features = [torch.stack([cells[c].features[level][r] for c, r in where]) for level in backbone.levels]
-        return features, torch.stack([cells[c].images[r] for c, r in where]), texts[taken[chosen]]
-
-    branch.initialise(pick(torch.randperm(len(rows))[:64])[0])
+    features = [torch.cat([cell.features[level][cell.train] for cell in cells]) for level in backbone.levels]
+    images = torch.cat([cell.images[cell.train] for cell in cells])
+    texts = torch.cat([vectors[name].expand(len(cell.train), -1) for name, cell in categories.items()])
+    first = torch.randperm(len(images))[:64]
+    branch.initialise([level[first] for level in features])
     branch.train()
     parameters = [p for p in branch.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.5, 0.999))
     for _ in range(epochs):
-        for chosen in torch.randperm(len(rows)).split(BATCH):
-            features, images, text = pick(chosen)
-            loss = branch.losses(branch.standardise(features), images, text)["loss"]
+        for chosen in torch.randperm(len(images)).split(BATCH):
+            inputs = branch.standardise([level[chosen] for level in features])
+            loss = branch.losses(inputs, images[chosen], texts[chosen])["loss"]
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -75,15 +67,13 @@ def train(
 @torch.no_grad()
 def test(branch: LogicalBranch, cell: DrawnCategory, vector: Tensor) -> dict[str, float]:
     """Image AUROC and AU-sPRO at 0.05 of the smoothed map, in per cent."""
-    merger = MapMerger(SIZE, 1.0, 1.0)  # uncalibrated: a scale changes neither metric
     maps = []
     for chosen in torch.arange(len(cell.paths)).split(BATCH):
         features = branch.standardise([level[chosen] for level in cell.features.values()])
         output = branch(features, reconstruct=False, embedding=vector.expand(len(chosen), -1))
-        maps.append(merger({"logical": branch.anomaly_map(features, output)}))
+        maps.append(smoothed(branch.anomaly_map(features, output), SIZE))
     merged = torch.cat(maps)
-    areas = {"AUROC": cell.auroc(merged.amax((1, 2, 3))), "sPRO": cell.spro(merged)}
-    return {f"{metric} {kind}": 100 * value for metric, found in areas.items() for kind, value in found.items()}
+    return scores(cell.paths, merged.amax((1, 2, 3)), merged)
 
 
 def embeddings(categories: list[str], clip_weights: str | None, seed: int) -> dict[str, Tensor]:
@@ -94,83 +84,49 @@ def embeddings(categories: list[str], clip_weights: str | None, seed: int) -> di
     return {name: F.normalize(torch.randn(512, generator=generator), dim=0) for name in categories}
 
 
-def table_rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """Mean and sample standard deviation over seeds, of the mean over categories and of every category."""
-    by_seed: dict[int, dict[str, dict[str, Any]]] = {}
-    for key, arms in cells.items():
-        category, seed = key.rsplit("/seed", 1)
-        by_seed.setdefault(int(seed), {})[category] = arms
-    names = list(dict.fromkeys(name for found in by_seed.values() for name in found))
-    rows = []
-    for category in ("mean", *names):
-        for arm in ARMS:
-            row: dict[str, Any] = {"category": category, "logical branch": arm}
-            for column in COLUMNS:
-                values = []
-                for found in by_seed.values():
-                    chosen = names if category == "mean" else [category]
-                    if all(name in found for name in chosen):
-                        values.append(sum(found[name][arm][column] for name in chosen) / len(chosen))
-                row[column] = spread(values) if values else ""
-            rows.append(row)
-    whole = [found for found in by_seed.values() if all(name in found for name in names)]
-    for second in (ARMS[0], ARMS[2]):
-        row = {"category": "mean, seed by seed", "logical branch": f"a vector per category less {second}"}
-        for column in COLUMNS:
-            gaps = [sum(f[name][ARMS[1]][column] - f[name][second][column] for name in names) for f in whole]
-            row[column] = spread([gap / len(names) for gap in gaps], "+") if gaps else ""
-        rows.append(row)
+    wide = long(cells).pivot(index=["category", "seed"], columns=["name", "column"], values="value")
+    categories = list(dict.fromkeys(key.split("/")[0] for key in cells))
+    complete = wide.groupby("seed").filter(lambda seed: len(seed) == len(categories))
+    rows: list[Row] = []
+    for category in ("mean", *categories):
+        values = complete.groupby("seed").mean() if category == "mean" else wide.loc[category]
+        for arm in (ALONE, OWN, SAME):
+            spreads = {column: spread(values[arm][column]) for column in COLUMNS}
+            rows.append({"category": category, "logical branch": arm} | spreads)
+    for other in (ALONE, SAME):
+        gaps = (complete[OWN] - complete[other]).groupby("seed").mean()
+        row = {"category": "mean, seed by seed", "logical branch": f"a vector per category less {other}"}
+        rows.append(row | {column: spread(gaps[column], "+") for column in COLUMNS})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of the results file and stop")
-    parser.add_argument("--weights", help="weights file of the backbone, or 'random'")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--clip-weights", help="weights file of CLIP; random vectors without")
-    parser.add_argument("--root", type=Path, default=Path("datasets/SyntheticLOCO"), help="folder of drawn images")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--categories", nargs="+", default=list(SCENES), choices=list(SCENES))
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    file = RESULTS / "one_model.json"
-    cells: dict[str, Any] = json.loads(file.read_text())["cells"] if file.is_file() else {}
-    if arguments.table:
-        print_table(table_rows(cells))
-        return
-    if arguments.weights is None or arguments.root is None:
-        parser.error("--weights and --root are needed to measure")
-    fix_threads(arguments.threads)
-    backbone = Backbone(arguments.backbone)
-    backbone.load_weights(arguments.weights)
-    vector_kind = "random" if arguments.clip_weights is None else "CLIP"
-    for seed in arguments.seeds:
-        keys = {name: f"{name}/seed{seed}" for name in arguments.categories}
+    own_defaults = {"seeds": [0, 1, 2], "root": Path("datasets/SyntheticLOCO"), "clip_weights": str, "epochs": 30}
+    args = options(__doc__, table=False, **DEFAULTS | own_defaults)
+    cells = load("one_model", args.out).get("cells", {})
+    backbone = None if args.table else backbone_of(args)
+    for seed in [] if args.table else args.seeds:
+        keys = {name: f"{name}/seed{seed}" for name in args.categories}
         if all(key in cells for key in keys.values()):
             continue
         start = time.perf_counter()
-        drawn = {}
-        for name in arguments.categories:
-            folder = ensure_drawn(
-                arguments.root / f"seed{seed}", DrawingPlan(name, (256, 256), 60, 20, 20, 20, 20, seed)
-            )
-            with torch.no_grad():
-                drawn[name] = DrawnCategory(folder, backbone, SIZE)
-        own = embeddings(arguments.categories, arguments.clip_weights, seed)
+        drawn = {name: DrawnCategory(args.root, name, seed, backbone, SIZE) for name in args.categories}
+        own = embeddings(args.categories, args.clip_weights, seed)
         same = dict.fromkeys(own, next(iter(own.values())))
-        found: dict[str, dict[str, Any]] = {key: {} for key in keys.values()}
-        for arm, vectors in zip(ARMS, (own, own, same), strict=True):
-            groups = [{name: cell} for name, cell in drawn.items()] if arm == ARMS[0] else [drawn]
-            for group in groups:
-                branch = train(group, vectors, backbone, arguments.epochs, seed)
+        found: dict[str, Row] = {key: {} for key in keys.values()}
+        for arm, vectors in ((ALONE, own), (OWN, own), (SAME, same)):
+            for group in [{name: cell} for name, cell in drawn.items()] if arm == ALONE else [drawn]:
+                branch = train(group, vectors, backbone, args.epochs, seed)
                 for name, cell in group.items():
                     found[keys[name]][arm] = test(branch, cell, vectors[name])
             print(f"seed {seed}, {arm}: {time.perf_counter() - start:.0f} s", flush=True)
         cells |= found
-        save("one_model", table_rows(cells), cells=cells, epochs=arguments.epochs, vectors=vector_kind)
-    print_table(table_rows(cells))
+        vector_kind = "random" if args.clip_weights is None else "CLIP"
+        rows = table_rows(cells)
+        write(args.out / "one_model.json", rows, cells=cells, epochs=args.epochs, vectors=vector_kind)
+    print(table(table_rows(cells)))
 
 
 if __name__ == "__main__":

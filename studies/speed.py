@@ -5,170 +5,114 @@ python studies/speed.py
 
 from __future__ import annotations
 
-import json
-import statistics
-from pathlib import Path
+from statistics import median
 from typing import Any
 
-from _common import RESULTS, table
+import pandas as pd
+from _common import RESULTS, ROOT, Row, fill, load, source, spread, table
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+from anomalib_npgmf.benchmark.record import read
+
 NARROW_ON = "filled_vials"  # the category where the logical branch is what finds the anomalies
-Row = dict[str, Any]
+KINDS = ("logical", "structural", "mean")
+CLOCKS = ("wall", "cpu")
 
 
-def load(name: str) -> Row:
-    """A results file; without rows if it was not written yet."""
-    path = RESULTS / f"{name}.json"
-    content: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "ratios": []}
-    return content
+def pick(name: str, columns: str | list[str], rows: str = "rows", **where: object) -> list[float]:
+    """Those columns of the first row of a results file that fits, as far as they were measured."""
+    for row in load(name).get(rows, []):
+        if all(row.get(key) == value for key, value in where.items()):
+            found = (row.get(column) for column in ([columns] if isinstance(columns, str) else columns))
+            return [value for value in found if value is not None]
+    return []
 
 
-def pick(rows: list[Row], column: str, **where: object) -> float | None:
-    """The column of the first row that matches."""
-    found = [row.get(column) for row in rows if all(row.get(key) == value for key, value in where.items())]
-    return found[0] if found else None
-
-
-def line(what: str, target: str, *values: float | None, unit: str = "") -> Row:
-    """A row of the table of targets."""
-    shown = " / ".join(f"{value:.3g}{unit}" for value in values if value is not None)
-    return {"what": what, "target": target, "measured": shown}
-
-
-def targets() -> list[Row]:
+def targets() -> str:
     """Every ratio that was aimed at; with two values, wall time and CPU time."""
-    coreset, build, cover, search = (
-        load(name)["rows"] for name in ("coreset", "bank_build", "bank_cover", "bank_search")
-    )
-    radii = [pick(coreset, "covering_radius", method=method, dtype="float32") for method in ("fast", "exact")]
-    radius = radii[0] / radii[1] if radii[0] and radii[1] else None
-    rows = [
-        line(
-            f"coreset, `{method}`, against `KCenterGreedy`",
-            f"at least {least} times faster",
-            *(pick(coreset, f"speedup_{clock}", method=method, dtype="float32") for clock in ("wall", "cpu")),
-        )
-        for method, least in (("fast", 20), ("exact", 3))
-    ]
-    rows += [
-        line(
-            f"coreset, memory beside a {dtype} embedding",
-            "at most 0.25 of it",
-            max(
-                (row["added_memory"] for row in coreset if row["dtype"] == dtype and "added_memory" in row),
-                default=None,
-            ),
-        )
-        for dtype in ("float32", "float16")
-    ]
-    rows += [
-        line("coreset, covering radius of `fast` over that of `exact`", "at most 1.005", radius),
-        line("bank of 350 images at 512 pixels (8.8 GB of patches), peak memory", "below 6 GB", pick(build, "peak_gb")),
-        line(
-            "its covering radius over the one-shot selection's",
-            "reported",
-            pick(cover, "quotient", ratio=0.01, keep=0.25),
-        ),
-        line(
-            "search, over anomalib's (2,048 patches)",
-            "reported",
-            pick(search, "ratio_cpu", bank=2048, search="float32"),
-        ),
-    ]
-    for ratio in load("latency")["ratios"] or [{"backbone": "wide_resnet50_2", "batch": batch} for batch in (1, 16)]:
-        place = f"{ratio['backbone']}, batch {ratio['batch']}"
+    rows: list[Row] = []
+
+    def add(what: str, target: str, values: list[float]) -> None:
+        rows.append({"what": what, "target": target, "measured": " / ".join(f"{value:.3g}" for value in values)})
+
+    for method, least in (("fast", 20), ("exact", 3)):
+        values = pick("coreset", [f"speedup_{clock}" for clock in CLOCKS], method=method, dtype="float32")
+        add(f"coreset, `{method}`, against `KCenterGreedy`", f"at least {least} times faster", values)
+    for dtype in ("float32", "float16"):
+        added = [row.get("added_memory", 0.0) for row in load("coreset")["rows"] if row["dtype"] == dtype]
+        add(f"coreset, memory beside a {dtype} embedding", "at most 0.25 of it", [max(added)] if added else [])
+    fast, exact = (pick("coreset", "covering_radius", method=m, dtype="float32") for m in ("fast", "exact"))
+    radius = [a / b for a, b in zip(fast, exact, strict=True)]
+    add("coreset, covering radius of `fast` over that of `exact`", "at most 1.005", radius)
+    what = "bank of 350 images at 512 pixels (8.8 GB of patches), peak memory"
+    add(what, "below 6 GB", pick("bank_build", "peak_gb"))
+    covered = pick("bank_cover", "quotient", ratio=0.01, keep=0.25)
+    add("its covering radius over the one-shot selection's", "reported", covered)
+    searched = pick("bank_search", "ratio_cpu", bank=2048, search="float32")
+    add("search, over anomalib's (2,048 patches)", "reported", searched)
+    for place in load("latency").get("ratios", []):
+        where = {key: place[key] for key in ("backbone", "batch")}
         for key, name, most in (("patchcore", "PatchCore", 1.2), ("both", "PatchCore + ReverseDistillation", 0.7)):
-            values = [ratio.get(f"to_{key}_{clock}") for clock in ("wall", "cpu")]
-            if key == "patchcore" or "resnet" in ratio["backbone"]:
-                rows.append(line(f"whole model over {name}, {place}", f"at most {most}", *values))
-    trained = load("training")["rows"]
-    for backbone in dict.fromkeys(row["backbone"] for row in trained) or ["wide_resnet50_2"]:
-        values = [
-            pick(trained, f"to_rd_{clock}", backbone=backbone, variant="logical branch") for clock in ("wall", "cpu")
-        ]
-        if "resnet" in backbone:
-            rows.append(
-                line(f"epoch of the logical branch over ReverseDistillation's, {backbone}", "at most 1.5", *values)
-            )
+            if key == "patchcore" or "resnet" in place["backbone"]:
+                values = pick("latency", [f"to_{key}_{clock}" for clock in CLOCKS], "ratios", **where)
+                add(f"whole model over {name}, {place['backbone']}, batch {place['batch']}", f"at most {most}", values)
+    for backbone in dict.fromkeys(row["backbone"] for row in load("training")["rows"]):
+        values = pick("training", [f"to_rd_{clock}" for clock in CLOCKS], backbone=backbone, variant="logical branch")
+        if values:
+            add(f"epoch of the logical branch over ReverseDistillation's, {backbone}", "at most 1.5", values)
         for variant in ("channels last", "bf16", "compiled", "feature cache"):
-            values = [
-                pick(trained, f"to_ours_{clock}", backbone=backbone, variant=variant) for clock in ("wall", "cpu")
-            ]
-            if variant in ("channels last", "feature cache") or any(values):
-                rows.append(
-                    line(f"epoch with {variant} over one without, {backbone}", "below 1 where it pays", *values)
-                )
-    return rows
+            values = pick("training", [f"to_ours_{clock}" for clock in CLOCKS], backbone=backbone, variant=variant)
+            if values:
+                add(f"epoch with {variant} over one without, {backbone}", "below 1 where it pays", values)
+    return table(rows)
 
 
-def source(result: Row) -> str:
-    """How the figures of a results file came about."""
+def section(name: str, columns: list[str] | None = None, note: str = "") -> str:
+    """Table of a results file and how it came about; without a selection of columns, all."""
+    result = load(name)
     if not result["rows"]:
         return "Not measured yet."
-    own = result["environment"]
-    return (
-        f"`{result['command']}` on {own['cpu']}, {own['threads']} thread(s), torch {own['torch']}, load average "
-        f"{own['load_average']:.0f} at the end."
-    )
+    frame = pd.DataFrame(result["rows"], dtype=object).fillna("")
+    return f"{table(frame[columns or list(frame)])}\n\n{note}{source(result)} at the end."
 
 
-def latency(result: Row) -> str:
-    """Every model and part, and what the quickest possible logical branch would leave."""
-    rows = [{key: value for key, value in row.items() if key != "turns"} for row in result["rows"]]
-    if not rows:
-        return source(result)
-    turns = statistics.median(row["turns"] for row in result["rows"])
+def latency() -> str:
+    """Every model and part."""
+    result = load("latency")
+    turns = median(row["turns"] for row in result["rows"])
     bank = ", ".join(f"{r['bank_mb']:.3g} MB ({r['backbone']})" for r in result["ratios"] if r["batch"] == 1)
-    return f"{table(rows)}\n\nMedian of {turns:g} turns. Bank: {bank}. {source(result)}"
-
-
-def training(result: Row) -> str:
-    """Every variant of an epoch."""
-    columns = ("backbone", "variant", "batch", "wall_s", "cpu_s", "to_rd_wall", "to_ours_wall")
-    rows = [{key: "" if row[key] is None else row[key] for key in columns} for row in result["rows"]]
-    return f"{table(rows)}\n\n{source(result)}" if rows else source(result)
-
-
-def accuracy(result: Row) -> str:
-    """What the bank's fast paths leave of the accuracy."""
-    return f"{table(result['rows'])}\n\n{source(result)}" if result["rows"] else source(result)
+    columns = [column for column in result["rows"][0] if column != "turns"]
+    return section("latency", columns, f"Median of {turns:g} turns. Bank: {bank}. ")
 
 
 def narrow() -> str:
     """What the logical branch of preset ``fast`` leaves of the accuracy, against that of preset ``small``."""
-    kinds = ("logical", "structural", "mean")
     rows = []
     for what, pattern, name in (
         ("full width, levels 3 to 5 scored", "synthetic/npgmf/default", "logical"),
         ("at most 24 channels, levels 2 to 4 used and scored", "ablation/npgmf/narrow_levels", "merged"),
     ):
-        records = [json.loads(path.read_text()) for path in sorted((RESULTS / pattern / NARROW_ON).glob("seed*.json"))]
-        metrics = [record["metrics"][name] for record in records if record["status"] == "finished"]
+        records = map(read, sorted((RESULTS / pattern / NARROW_ON).glob("seed*.json")))
+        metrics: list[Any] = [record["metrics"][name] for record in records if record["status"] == "finished"]
         row: Row = {"logical branch": what, "seeds": len(metrics)}
-        for title, value in (("AUROC", lambda m: m["loco_auroc"]), ("sPRO@0.05", lambda m: m["spro"]["0.05"])):
-            for kind in kinds:
-                values = [100 * value(m)[kind] for m in metrics]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                row[f"{title} {kind}"] = f"{statistics.mean(values):.1f}{spread}" if values else ""
+        for kind in KINDS:
+            row[f"AUROC {kind}"] = spread(100 * m["loco_auroc"][kind] for m in metrics)
+        for kind in KINDS:
+            row[f"sPRO@0.05 {kind}"] = spread(100 * m["spro"]["0.05"][kind] for m in metrics)
         rows.append(row)
     return table(rows)
 
 
 def main() -> None:
-    """Fill the page."""
-    text = PAGE.read_text()
     content = {
-        "targets": table(targets()),
-        "accuracy": accuracy(load("bank_accuracy")),
+        "targets": targets(),
+        "accuracy": section("bank_accuracy"),
         "narrow": narrow(),
-        "latency": latency(load("latency")),
-        "training": training(load("training")),
+        "latency": latency(),
+        "training": section(
+            "training", ["backbone", "variant", "batch", "wall_s", "cpu_s", "to_rd_wall", "to_ours_wall"]
+        ),
     }
-    for name, part in content.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = f"{text.split(start)[0]}{start}\n{part}\n{end}{text.split(end)[1]}"
-    PAGE.write_text(text)
+    fill(ROOT / "docs" / "speed.md", content)
     print(content["targets"])
 
 

@@ -12,11 +12,9 @@ Wall time depends on what else the machine does; CPU time, of all threads togeth
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,25 +27,37 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from _spro_category import KINDS, draw, small_map, write_tiffs
-from _spro_reference import run_brute_force, run_refinement, run_refinement_at_headline
+import torch
+from _common import Row, options
+from _spro_reference import (
+    KINDS,
+    Values,
+    category,
+    draw,
+    run_brute_force,
+    run_refinement,
+    run_refinement_at_headline,
+    small_map,
+    write_tiffs,
+)
+from anomalib.data import ImageBatch
+
+from anomalib_npgmf.benchmark.record import read, write
+from anomalib_npgmf.benchmark.timing import peak_memory
+from anomalib_npgmf.metrics import SPRO, evaluate_loco
+from anomalib_npgmf.metrics.ground_truth import image_size, list_test_images
+from anomalib_npgmf.metrics.scores import resize_map
 
 
-def run_metric(root: Path, size: tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
+def run_metric(root: Path, *, full_size: bool = False) -> Values:
     """What an evaluator does: update with batches, then ask the three metrics."""
-    import torch
-    from anomalib.data import ImageBatch
-
-    from anomalib_npgmf.metrics import SPRO
-    from anomalib_npgmf.metrics.ground_truth import list_test_images
-
     metrics = {kind: SPRO(kind.split("_")[0]) for kind in KINDS} | {"mean": SPRO()}
-    images = list_test_images(root / "data" / "parts")
+    images = list_test_images(category(root))
     for start in range(0, len(images), 16):
         paths = images[start : start + 16]
         maps = [small_map(root, path) for path in paths]
-        if size:
-            maps = [cv2.resize(scores, size[::-1], interpolation=cv2.INTER_LINEAR) for scores in maps]
+        if full_size:
+            maps = [resize_map(scores, image_size(path)) for scores, path in zip(maps, paths, strict=True)]
         batch = ImageBatch(
             image=torch.zeros(len(paths), 3, 1, 1),
             anomaly_map=torch.from_numpy(np.stack(maps)),
@@ -58,82 +68,20 @@ def run_metric(root: Path, size: tuple[int, int] | None = None) -> dict[str, dic
     return {kind: {"0.05": float(metric.compute())} for kind, metric in metrics.items()}
 
 
-def run_metric_full_size(root: Path) -> dict[str, dict[str, float]]:
-    """The same for a model whose maps have the size of the images."""
-    return run_metric(root, (1280, 1600))
-
-
-def run_evaluate(root: Path) -> dict[str, dict[str, float]]:
+def run_evaluate(root: Path) -> Values:
     """All limits and defect types from a folder of TIFF maps."""
-    from anomalib_npgmf.metrics import evaluate_loco
-
     localization = evaluate_loco(root / "data", "parts", root / "maps")["localization"]
     return localization["auc_spro"] | localization["auc_spro_per_defect"]
 
 
-RUNS: dict[str, Callable[[Path], dict]] = {
+RUNS: dict[str, Callable[[Path], Values]] = {
     "SPRO": run_metric,
-    "SPRO_full_size_maps": run_metric_full_size,
+    "SPRO_full_size_maps": lambda root: run_metric(root, full_size=True),
     "evaluate_loco": run_evaluate,
     "refinement_at_0.05": run_refinement_at_headline,
     "refinement": run_refinement,
     "brute_force": run_brute_force,
 }
-
-
-class AnonymousMemory(threading.Thread):
-    """Samples the memory of this process that is no mapped file; Linux only, else 0."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self.first = self.now()
-
-    def now(self) -> int:
-        """Kilobytes at this moment."""
-        status = Path("/proc/self/status")
-        lines = status.read_text().splitlines() if status.exists() else []
-        return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-
-    def run(self) -> None:
-        """Sample until the process ends."""
-        while True:
-            self.peak = max(self.peak, self.now() - self.first)
-            time.sleep(0.02)
-
-
-def child(name: str, root: Path) -> None:
-    """Run one evaluator and print its values, seconds without imports, and peak memory above that of the imports."""
-    import anomalib_npgmf.metrics  # noqa: F401
-
-    cv2.setNumThreads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    anonymous = AnonymousMemory()
-    anonymous.start()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        values = RUNS[name](root)
-    result = {
-        "seconds": round(time.perf_counter() - start, 2),
-        "cpu_seconds": round(time.process_time() - cpu_start, 2),
-        "peak_memory_mb": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024),
-        "peak_anonymous_memory_mb": round(anonymous.peak / 1024),
-        "auc_spro": values,
-    }
-    print(json.dumps(result))
-
-
-def measure(name: str, root: Path) -> dict:
-    command = [sys.executable, __file__, "--child", name, "--folder", str(root)]
-    load = os.getloadavg()[0]
-    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-    result["load_average_at_start"] = round(load, 2)
-    cost = f"{result['seconds']} s, CPU {result['cpu_seconds']} s, {result['peak_memory_mb']} MB"
-    print(f"{name}: {cost}, {result['auc_spro']}", flush=True)
-    return result
-
-
 WHAT = {
     "SPRO": "`SPRO`, three metrics up to 0.05, maps of 256 x 256",
     "SPRO_full_size_maps": "the same, maps of the images' size",
@@ -143,24 +91,67 @@ WHAT = {
 }
 
 
-def print_table(results: dict) -> None:
+def anonymous_bytes() -> int:
+    """Memory of this process that is no mapped file (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def child(name: str, root: Path) -> None:
+    """Run one evaluator and print its values, seconds without imports, and peak memory above that of the imports."""
+    cv2.setNumThreads(1)
+    first, samples, done = anonymous_bytes(), [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            samples.append(anonymous_bytes() - first)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    with warnings.catch_warnings(), peak_memory() as memory:
+        warnings.simplefilter("ignore")
+        values = RUNS[name](root)
+    result = {
+        "seconds": round(time.perf_counter() - start, 2),
+        "cpu_seconds": round(time.process_time() - cpu_start, 2),
+        "peak_memory_mb": round(memory["added_bytes"] / 2**20),
+        "peak_anonymous_memory_mb": round(max(samples) / 2**20),
+        "auc_spro": values,
+    }
+    done.set()
+    sampler.join()
+    print(json.dumps(result))
+
+
+def measure(name: str, root: Path) -> Row:
+    """Run one evaluator in a process of its own."""
+    load = os.getloadavg()[0]
+    command = [sys.executable, __file__, "--child", name, "--folder", str(root)]
+    result: Row = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
+    cost = f"{result['seconds']} s, CPU {result['cpu_seconds']} s, {result['peak_memory_mb']} MB"
+    print(f"{name}: {cost}, {result['auc_spro']}", flush=True)
+    return result | {"load_average_at_start": round(load, 2)}
+
+
+def print_table(results: Row) -> None:
+    """Cost of every run, and how far brute force is from the exact values."""
     full, small = results["full"], results["small"]
     print(f"| {full['images']} images of {full['size'][0]} x {full['size'][1]} | s | CPU s | peak memory, MB |")
     print("|---|---:|---:|---:|")
     for name, text in WHAT.items():
         run = full[name]
         print(f"| {text} | {run['seconds']:.1f} | {run['cpu_seconds']:.1f} | {run['peak_memory_mb']} |")
-    ratios = [
-        full[slow]["cpu_seconds"] / full[fast]["cpu_seconds"]
-        for slow, fast in (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))
-    ]
-    print(f"\nCPU time of refinement over ours: {ratios[0]:.1f} up to 0.05, {ratios[1]:.1f} for all values.")
+    pairs = (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))
+    up_to, everything = (full[slow]["cpu_seconds"] / full[fast]["cpu_seconds"] for slow, fast in pairs)
+    print(f"\nCPU time of refinement over ours: {up_to:.1f} up to 0.05, {everything:.1f} for all values.")
     brute, ours = small["brute_force"], small["evaluate_loco"]
     gaps = [
-        abs(brute["auc_spro"][name][str(limit)] - value)
-        for name, values in ours["auc_spro"].items()
-        for limit, value in values.items()
-        if name in brute["auc_spro"]
+        abs(values[limit] - ours["auc_spro"][name][limit])
+        for name, values in brute["auc_spro"].items()
+        for limit in ours["auc_spro"][name]
     ]
     print(
         f"Brute force on {small['images']} images of {small['size'][0]} x {small['size'][1]}: "
@@ -169,44 +160,38 @@ def print_table(results: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--table", type=Path, help="print the results in this file as Markdown")
-    parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child, options.folder)
+    sizes = {"runs": list(RUNS), "size": [1280, 1600], "counts": [100, 110, 120], "threads": 2}
+    args = options(__doc__, output=Path, table=Path, child=str, folder=Path, **sizes)
+    if args.child:
+        child(args.child, args.folder)
         return
-    if options.table:
-        print_table(json.loads(options.table.read_text()))
+    if args.table:
+        print_table(read(args.table))
         return
-    earlier = json.loads(options.output.read_text()) if options.output and options.output.is_file() else {}
-    results: dict = {
+    earlier = read(args.output) if args.output and args.output.is_file() else {}
+    results: Row = {
         "command": "python studies/spro.py --output studies/results/spro.json",
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "cpu_count": os.cpu_count(),
-        "full": earlier.get("full", {}) | {"images": 330, "size": [1280, 1600], "seed": 0},
+        "full": earlier.get("full", {}) | {"images": sum(args.counts), "size": args.size, "seed": 0},
         "small": earlier.get("small", {}) | {"images": 9, "size": [32, 40], "seed": 0},
     }
     with tempfile.TemporaryDirectory() as folder:
         full, small = Path(folder, "full"), Path(folder, "small")
-        draw(full, (1280, 1600), (100, 110, 120), 256)
-        for name in options.runs:
+        draw(full, tuple(args.size), args.counts, 256)
+        draw(small, (32, 40), (3, 3, 3), 24)
+        write_tiffs(small)
+        for name in args.runs:
             if name == "brute_force":
-                draw(small, (32, 40), (3, 3, 3), 24)
-                write_tiffs(small, (32, 40))
                 results["small"] |= {run: measure(run, small) for run in ("evaluate_loco", "brute_force")}
                 continue
             if name == "evaluate_loco":
-                write_tiffs(full, (1280, 1600))
+                write_tiffs(full)
             results["full"][name] = measure(name, full)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    if args.output:
+        write(args.output, results)
 
 
 if __name__ == "__main__":
