@@ -116,7 +116,7 @@ _FAST = ModelConfig(
 )
 
 PRESETS: dict[str, ModelConfig] = {
-    # What the paper states, with this project's choices where it is silent.
+    # What the paper states, with this project's choices where it leaves something open.
     "paper": ModelConfig(logical=LogicalConfig(embedding_channels=2048)),
     # The closest reading, with what it makes hard to train.
     "literal": ModelConfig(

@@ -16,7 +16,7 @@ EPOCHS = 2
 
 
 def run(data: Path, results: Path, processes: int) -> None:
-    """Fit both branches and the read-out, then a bank alone; save states as ``<name>_<processes>_<rank>.pt``."""
+    """Fit both branches and the composition, then a bank alone; save states as ``<name>_<processes>_<rank>.pt``."""
     torch.set_num_threads(1)
     # Codes that die are moved onto random vectors of a batch, whose order differs; that has a test of its own.
     whole: dict[str, Any] = {"composition": True, "logical": {"codebook_restart": False}}

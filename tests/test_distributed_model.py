@@ -40,7 +40,7 @@ def test_every_process_ends_with_the_same_model(name: str, trained: Path) -> Non
 
 @pytest.mark.parametrize("name", ["whole", "bank"])
 def test_two_processes_equal_one(name: str, trained: Path) -> None:
-    """Bank, read-out, calibration, codebooks and trained weights; one process has no calibration image at all."""
+    """Bank, composition, calibration, codebooks and trained weights; one process has no calibration image at all."""
     alone, together = state(trained, f"{name}_1_0"), state(trained, f"{name}_2_0")
     assert len(alone["model.structural.bank.embeddings"]) > 0
     assert bool(alone["model.merger.calibrated"])

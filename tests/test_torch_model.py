@@ -73,7 +73,7 @@ def test_shared_features_are_the_structural_levels() -> None:
     assert [f.shape[-1] for f in features.structural] == [16, 8]
 
 
-def test_encoder_computes_what_somebody_reads() -> None:
+def test_encoder_computes_only_levels_that_a_part_reads() -> None:
     """One pass for all, each part with its own levels."""
     logical = SLIM_LOGICAL | {"levels": (2, 4), "vq_levels": (4,), "loss_levels": None}
     model = NpgmfModel(resolve("small", TINY, logical, {"coreset_ratio": 0.5}, {"levels": (3,)})).eval()

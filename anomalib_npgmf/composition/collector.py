@@ -70,7 +70,7 @@ class FeatureCollector:
         for share in gather_list([self._maps]):
             maps |= share
         if not maps:
-            msg = "The composition read-out has no images to learn from; train on at least two normal images."
+            msg = "The composition branch has no images to learn from; train on at least two normal images."
             raise ValueError(msg)
         return [torch.stack(level) for level in zip(*(maps[key] for key in sorted(maps)), strict=True)]
 

@@ -108,7 +108,7 @@ def test_cells_share_a_patch_that_lies_across() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 10])
 def test_few_training_images(count: int) -> None:
-    """Below four images the unit is unknown and the cells are silent; from four on good images do not stick out."""
+    """Below four images the unit is unknown and grids are disabled; from four on good images do not stick out."""
     branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), grid_codebook_sizes=(3,)))
     for seed in range(count):
         branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"])

@@ -1,4 +1,4 @@
-"""The read-out as a part of the whole model."""
+"""The composition branch as a part of the whole model."""
 
 from pathlib import Path
 

@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "logical": SLIM | {"vq_levels": (3,)},
         "structural": {"coreset_ratio": 0.1},
     },
-    # With the composition read-out; its logical branch is that of the preset before.
+    # With the composition branch; its logical branch is that of the preset before.
     "plus": {
         "preset": "plus",
         "backbone": "resnet18",
