@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from anomalib.data import AnomalibDataModule
+from anomalib.data.datasets.image.mvtec_loco import MVTecLOCODataset
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 
-from ..loco import LOCODataset
 from .writer import DrawingPlan, ensure_drawn
 
 
@@ -114,6 +114,6 @@ class SyntheticLOCO(AnomalibDataModule):
         """Read the three splits; draws first where nobody called :meth:`prepare_data`."""
         self.prepare_data()
         self.train_data, self.val_data, self.test_data = (
-            LOCODataset(root=self.root, category=self.category, split=split)
+            MVTecLOCODataset(root=self.root, category=self.category, split=split)
             for split in (Split.TRAIN, Split.VAL, Split.TEST)
         )
