@@ -35,28 +35,21 @@ class Prediction(NamedTuple):
 
 
 class TestPass(Callback):
-    """Keep all predictions of a test pass.
+    """Keep all predictions of a test pass, by path of the image.
 
-    The model must have no post-processor: anomalib's clamps scores, and ties cost ranking.
-
-    Attributes:
-        predictions: By ``"merged"``, the model's own output; for an `Npgmf` of several parts by the name of each part,
-            what it would say with that part alone, and after `prepare` by other merging rules; then by path of the
-            image.
-        labels: Whether the image is anomalous, by path.
-        masks: ``(H, W)`` ground truth at the size of the maps, by path; empty without ground truth.
-        reconstructions: RGB ``(h, w, 3)`` of what an `Npgmf` takes for the normal version of the image, by path.
-        seconds: Time that keeping the predictions, and merging by other rules, took.
+    The model must have no post-processor: anomalib's clamps scores, and ties cost ranking. Predictions are kept by the
+    name of the map: ``"merged"``, the model's own output; for an `Npgmf` of several parts also the name of each part,
+    what it would say with that part alone, and after `prepare` the other merging rules.
     """
 
     __test__ = False  # for pytest, this is no class of tests
 
     def __init__(self) -> None:
         self.predictions: dict[str, dict[Path, Prediction]] = {}
-        self.labels: dict[Path, bool] = {}
-        self.masks: dict[Path, Any] = {}
-        self.reconstructions: dict[Path, Picture] = {}
-        self.seconds = 0.0
+        self.labels: dict[Path, bool] = {}  # whether the image is anomalous
+        self.masks: dict[Path, Any] = {}  # (H, W) ground truth at the size of the maps
+        self.reconstructions: dict[Path, Picture] = {}  # what an `Npgmf` takes for the normal version of the image
+        self.seconds = 0.0  # that keeping and merging took
         self._alternatives: Any = None
 
     def prepare(self, module: LightningModule) -> None:

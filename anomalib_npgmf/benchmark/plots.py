@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anomalib_npgmf.benchmark.results import Group
 
-Series = Mapping[str, tuple[Group, str]]
+Series = Mapping[str, tuple[Group, str]]  # group and name of the map, by label
 
 _PANELS = {
     "AUROC mean": "image AUROC, mean of both types (%)",
@@ -26,15 +26,7 @@ _RATES = np.linspace(0, 0.3, 151)
 
 
 def plot_bars(series: Series, path: Path) -> Path | None:
-    """Draw the scores of every category, one bar per series, with the spread over seeds.
-
-    Args:
-        series: Group and name of the map, by label.
-        path: PNG file to write.
-
-    Returns:
-        The path; None if there is nothing to draw.
-    """
+    """Draw the scores of every category, one bar per series, with the spread over seeds; None without scores."""
     measured = {metric for group, name in series.values() for metric in group.metrics}
     panels = {metric: title for metric, title in _PANELS.items() if metric in measured}
     if not panels:
@@ -49,15 +41,7 @@ def plot_bars(series: Series, path: Path) -> Path | None:
 
 
 def plot_curves(series: Series, path: Path) -> Path | None:
-    """Draw the sPRO curves up to a false positive rate of 0.3, the mean over categories and seeds.
-
-    Args:
-        series: Group and name of the map, by label.
-        path: PNG file to write.
-
-    Returns:
-        The path; None without curves.
-    """
+    """Draw the sPRO curves, the mean over categories and seeds; None without curves."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), _KINDS, strict=True):
         for index, (label, (group, name)) in enumerate(series.items()):

@@ -36,21 +36,13 @@ DEFECT = "AUROC of "
 
 @dataclass
 class Group:
-    """The records of one model in one variant.
-
-    Attributes:
-        model: Name of the model in the plan.
-        variant: Name of the variant.
-        categories: Categories that there should be.
-        seeds: Seeds that there should be.
-        records: Records of finished cells by category and seed.
-    """
+    """The records of one model in one variant."""
 
     model: str
     variant: str
-    categories: list[str]
-    seeds: list[int]
-    records: dict[tuple[str, int], Record] = field(default_factory=dict)
+    categories: list[str]  # that there should be
+    seeds: list[int]  # that there should be
+    records: dict[tuple[str, int], Record] = field(default_factory=dict)  # finished cells by category and seed
 
     @property
     def name(self) -> str:
@@ -104,19 +96,12 @@ class Group:
 
 @dataclass
 class Results:
-    """All records of a run.
+    """All records of a run."""
 
-    Attributes:
-        groups: Records by model and variant, in the order of the plan or else of the names.
-        failed: Error by key of a failed cell.
-        missing: Keys of cells that have no record.
-        unplanned: Records of finished cells that are not in the plan, each as a group of its own.
-    """
-
-    groups: list[Group]
-    failed: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unplanned: list[Group] = field(default_factory=list)
+    groups: list[Group]  # in the order of the plan or else of the names
+    failed: dict[str, str] = field(default_factory=dict)  # error by key of the cell
+    missing: list[str] = field(default_factory=list)  # keys of cells without a record
+    unplanned: list[Group] = field(default_factory=list)  # finished cells that are not in the plan, one in each group
 
     @property
     def records(self) -> list[Record]:

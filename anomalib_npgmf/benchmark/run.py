@@ -22,28 +22,17 @@ from anomalib_npgmf.benchmark.weights import insert_files
 
 @dataclass
 class Runner:
-    """Runs cells.
+    """Runs cells, one at a time on each CUDA device, or on the CPU if there is none."""
 
-    Args:
-        output: Folder of the records.
-        weights: Local weights by timm name.
-        command: Command that repeats a cell, with ``{key}`` in the place of its name.
-        devices: Numbers of the CUDA devices; none stands for the CPU.
-    """
-
-    output: Path
-    weights: dict[str, Path]
-    command: str
-    devices: Sequence[int] = ()
+    output: Path  # folder of the records
+    weights: dict[str, Path]  # local weights by timm name
+    command: str  # repeats a cell, with ``{key}`` in the place of its name
+    devices: Sequence[int] = ()  # numbers of the CUDA devices
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> dict[str, str]:
-        """Run what is not done, and show how long it will take.
-
-        Args:
-            plan: The plan.
-            retry_failed: Whether cells that failed before are run again.
+        """Run what is not done, and with ``retry_failed`` what failed before; show how long it will take.
 
         Returns:
             ``"finished"`` or ``"failed"`` by key, for all cells of the plan.

@@ -75,9 +75,6 @@ def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
 
     A file serves a network under its name with or without timm's tag (``resnet18`` and ``resnet18.a1_in1k``).
 
-    Args:
-        files: File by name of the network.
-
     Yields:
         The names of the networks that were served so far.
     """
