@@ -1,4 +1,4 @@
-"""Memory bank of normal patches and its nearest-neighbour search (eqs. 8 to 10)."""
+"""Memory bank of normal patches and its nearest-neighbour search (paper, section III-B, eqs. 8 to 10)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _SEARCH_BYTES = 64 << 20
 class MemoryBank(nn.Module):
     """Coreset of normal patches, collected image by image and searched for the nearest one.
 
-    Life of a bank: :meth:`append` every training image, :meth:`finish` once, :meth:`search` from then on. The bank is
-    kept relative to its mean, where float32 products tell near neighbours apart best, and in the order of selection,
-    so that its first rows are the greedy coreset of any smaller size.
+    Call :meth:`append` for every training image, :meth:`finish` once, and :meth:`search` from then on. The bank is
+    stored relative to its mean, where float32 products round least, and in the order of selection, so that its first
+    rows are the greedy coreset of any smaller size.
 
     Args:
-        coreset_ratio: Part of all patches to keep, in (0, 1].
+        coreset_ratio: Fraction of all patches to keep, in (0, 1].
         coreset_method: ``"fast"`` or ``"exact"``, see :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
-        reduce_to: Number of principal components of the bank to which bank and queries are reduced, with one more
-            dimension for the length of what is left over; ``None``, or a number not below d, keeps all.
+        reduce_to: Number of principal components to which bank and queries are reduced, plus one dimension for the
+            norm of the residual; ``None``, or a number not below d, keeps all dimensions.
         seed: Seed of the coreset selection.
-        collect_bytes: Memory for collected patches, above which every image is thinned to its own coreset first.
-        search_bytes: Memory for the scores of one chunk of queries against the bank.
+        collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset.
+        search_bytes: Memory for the scores of one chunk of queries against the bank, bytes.
 
     Attributes:
         embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to + 1``; ``[0, 0]`` before it is
@@ -89,8 +89,8 @@ class MemoryBank(nn.Module):
 
         Args:
             patches: One block of patches per image ``[B, P, d]``.
-            keys: A key per image, such as its path, the same in every process: blocks are ordered by it and repeated
-                ones ignored, so that the bank depends neither on the order of images nor on the number of processes.
+            keys: A key per image, such as its path, the same in every process. Blocks are ordered by key and repeated
+                keys are ignored, so the bank depends neither on the order of images nor on the number of processes.
 
         Raises:
             ValueError: If a patch is not finite or the keys do not match the batch.
@@ -98,9 +98,9 @@ class MemoryBank(nn.Module):
         self.collector.append(patches, keys)
 
     def finish(self, *, progress: bool = False) -> None:
-        """Select the coreset of all collected patches, keep it as the bank, and free the rest.
+        """Select the coreset of all collected patches, store it as the bank, and free the rest.
 
-        In a distributed run every process must call this: the first one selects, all end with the same bank.
+        In a distributed run every process must call this: rank 0 selects, and all get the same bank.
 
         Args:
             progress: Show a progress bar.
@@ -144,7 +144,7 @@ class MemoryBank(nn.Module):
         return torch.cat([nearest(chunk, bank, self.norms)[0] for chunk in chunks])
 
     def shrink(self, size: int) -> None:
-        """Keep the first ``size`` patches: the greedy coreset of that size, with no new selection.
+        """Keep the first ``size`` patches: the greedy coreset of that size, without a new selection.
 
         Args:
             size: New number of patches, 1 <= size <= M.
@@ -169,16 +169,16 @@ class MemoryBank(nn.Module):
                 "bank; raise the ratio or train on more images."
             )
             raise ValueError(msg)
-        # Never concatenated: one contiguous copy would double the memory of the build.
+        # Not concatenated: a contiguous copy would double the memory needed.
         blocks = collector.ordered()
         rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
         self.fill(_take(blocks, rows))
 
     def fill(self, patches: Tensor) -> None:
-        """Make the bank of these patches, with no selection.
+        """Store these patches as the bank, without selection.
 
         Args:
-            patches: All of the new bank ``[M, d]``, float32, in the order in which `shrink` keeps them.
+            patches: Patches ``[M, d]``, float32; `shrink` keeps the first ones.
 
         Raises:
             ValueError: If a patch does not fit the bank's precision.
@@ -204,7 +204,7 @@ class MemoryBank(nn.Module):
         broadcast_from_rank0(getattr(self, name) for name in _BUFFERS if getattr(self, name).numel() > 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the size and precision of a stored bank, which are known only after training."""
+        """Allocate the buffers in the shape and dtype of the stored ones, which are known only after training."""
         for name in _BUFFERS:
             stored = state_dict.get(prefix + name)
             if stored is not None:
@@ -224,14 +224,14 @@ def _take(blocks: list[Tensor], rows: Tensor) -> Tensor:
 
 
 def principal_components(points: Tensor, dim: int) -> Tensor:
-    """Return the ``dim`` orthonormal directions in which centred points vary most.
+    """Return the first ``dim`` principal components of centred points.
 
     Args:
         points: Centred points ``[M, d]``, float32.
         dim: Number of directions, at most d.
 
     Returns:
-        Directions ``[d, dim]``, the strongest first.
+        Orthonormal columns ``[d, dim]``, by descending variance.
 
     Example:
         >>> principal_components(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 1).abs()
@@ -242,10 +242,10 @@ def principal_components(points: Tensor, dim: int) -> Tensor:
 
 
 def reduce(points: Tensor, basis: Tensor) -> Tensor:
-    """Coordinates along a basis, and the distance from its span.
+    """Coordinates of points in a basis, and the norm of the residual as last coordinate.
 
-    Distances between reduced points are never above those between the points. Without the last coordinate whatever
-    sets a patch apart from all that is normal would count for nothing, as it lies outside the span of normal patches.
+    Distances between reduced points never exceed those between the points. The last coordinate keeps what differs from
+    all normal patches: it is orthogonal to their principal components.
 
     Args:
         points: ``[n, d]``.
@@ -259,5 +259,5 @@ def reduce(points: Tensor, basis: Tensor) -> Tensor:
         tensor([[3., 4.]])
     """
     along = points @ basis
-    # Not from a difference of squares, whose root would be noise for a point in the span.
+    # From the residual itself: a difference of squared norms would be rounding error for a point in the span.
     return torch.cat([along, (points - along @ basis.T).square().sum(dim=1, keepdim=True).sqrt()], dim=1)

@@ -1,4 +1,4 @@
-"""Training patches on their way into the memory bank: kept within a memory budget, and merged between processes."""
+"""Collects the training patches of the memory bank within a memory budget, and gathers them from all processes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from anomalib_npgmf.distributed import gather_list, is_distributed, process_rank
 from anomalib_npgmf.structural.coreset import select_coreset
 
 _SLAB_BYTES = 64 << 20
-_KEEP = 0.25  # part of an image's patches that thinning keeps, far above the usual coreset ratios
+_KEEP = 0.25  # fraction of an image's patches that thinning keeps at least, far above usual coreset ratios
 
 
 class PatchCollector:
     """Collects the patches of training images, one block per image.
 
     Two rules make the result the same for any batch size, order of images and number of processes. Blocks are ordered
-    by the key of their image, and a key seen again is ignored (a distributed sampler repeats images to fill up). When
-    the patches of all images together exceed the budget, every block is thinned to its own greedy k-centre coreset: a
-    composable coreset (Malkomes et al., NeurIPS 2015), whose covering radius exceeds that of a selection from all
-    patches by at most the radius within one image.
+    by the key of their image, and repeated keys are ignored (a distributed sampler repeats images to fill the last
+    batch). When the patches of all images exceed the budget, every block is reduced to its own greedy k-centre coreset,
+    here called thinning. This is a composable coreset (Malkomes et al., NeurIPS 2015): its covering radius exceeds that
+    of a selection from all patches by at most the radius within one image.
 
     Args:
         dtype: Precision in which patches are stored.
-        budget: Bytes of patches, over all processes, above which each image is thinned.
-        ratio: Coreset ratio of the final selection; thinning keeps at least four times as much.
+        budget: Size of all patches of all processes, bytes, above which each image is thinned.
+        ratio: Coreset ratio of the final selection; thinning keeps at least four times that fraction.
         seed: Seed of the thinning.
 
     Example:
@@ -57,8 +57,8 @@ class PatchCollector:
 
         Args:
             patches: Patches ``[B, P, d]``.
-            keys: One key per image, the same in every process, such as its path. Without keys images are numbered as
-                they arrive, which suits a single process with a fixed order.
+            keys: One key per image, the same in every process, such as its path. ``None`` numbers the images as they
+                arrive, which suits a single process with a fixed order.
 
         Raises:
             ValueError: If a patch is not finite in the storage precision, or the keys do not match the batch.
@@ -83,7 +83,7 @@ class PatchCollector:
             self._thin_over(self.num_patches)
 
     def gather(self) -> None:
-        """Move the blocks of every process to the first one; a no-op in a single process."""
+        """Move the blocks of every process to rank 0; without effect in a single process."""
         if not is_distributed():
             return
         rank, shares = process_rank(), gather_list([self.counts])
@@ -114,13 +114,13 @@ class PatchCollector:
         return [self.blocks[key] for key in sorted(self.blocks)]
 
     def _thin_over(self, num_patches: int) -> None:
-        """Begin thinning once that many patches would exceed the budget."""
+        """Start thinning if that many patches exceed the budget."""
         if self.thinning or self.keep == 1.0 or not self.blocks:
             return
         dim = next(iter(self.blocks.values())).shape[1]
         if num_patches * dim * self.dtype.itemsize > self.budget:
             self.thinning = True
-            self.slab = self.slab.new_empty(0)  # lets go of the slabs of whole blocks as they are replaced
+            self.slab = self.slab.new_empty(0)  # frees the slabs of whole blocks as they are replaced
             for key, block in self.blocks.items():
                 self.blocks[key] = self._thin(block)
 
@@ -134,10 +134,10 @@ class PatchCollector:
         return self._reserve(*block.shape, device=block.device).copy_(block)
 
     def _reserve(self, rows: int, dim: int, *, device: torch.device) -> Tensor:
-        """Return room for a block in a slab.
+        """Return uninitialised memory for a block, as part of a larger allocation (slab).
 
-        Blocks allocated one by one among a network's temporaries fragment the heap of glibc, which then holds twice
-        the memory that is in use; slabs are mapped and returned whole.
+        Blocks allocated one by one between a network's temporary tensors fragment the heap of glibc, which then takes
+        twice the memory in use; slabs are mapped and unmapped as a whole.
         """
         if rows * dim > self.slab.numel():
             size = max(rows * dim, _SLAB_BYTES // self.dtype.itemsize)

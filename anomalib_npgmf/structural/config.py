@@ -1,4 +1,4 @@
-"""What can be set about the structural branch."""
+"""Configuration of the structural branch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class StructuralConfig:
 
     Args:
         levels: Backbone levels that a patch aggregates, finest first. Level k has stride 2^k: the default takes
-            strides 8 and 16, the second and third block of a ResNet. In the paper's numbering of levels by
-            convolution group this is the same (3, 4).
-        coreset_ratio: Part of all training patches that the memory bank keeps, in (0, 1].
+            strides 8 and 16, the second and third block of a ResNet. The paper numbers these convolution groups 3 and 4
+            as well.
+        coreset_ratio: Fraction of all training patches that the memory bank keeps, in (0, 1].
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         bank_dtype: Precision of the stored patches. ``"float16"`` halves the bank and the memory of building it.
-        reduce_to: Number of principal components to which the bank and every query are reduced, with one more
-            dimension for the rest; ``None``, or a number not below a patch's dimension, searches in all dimensions.
+        reduce_to: Number of principal components to which the bank and every query are reduced, plus one dimension for
+            the norm of the residual; ``None``, or a number not below a patch's dimension, keeps all dimensions.
 
     Raises:
         ValueError: If a value is out of range.

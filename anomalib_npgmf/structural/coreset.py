@@ -32,16 +32,16 @@ def select_coreset(
     Args:
         embedding: Patch embeddings ``[N, d]``, float32, float16 or bfloat16, on any device.
         size: Number of points to select, 1 <= size <= N.
-        method: ``"exact"`` gives the indices of sequential greedy k-centre, those of anomalib's ``KCenterGreedy``
-            after ``seed_everything(seed)`` wherever the projection shortens the embeddings. ``"fast"`` takes
-            distances from matrix products alone, whose rounding can swap points that are equally far but for the
-            fifth digit.
+        method: ``"exact"`` gives the indices of sequential greedy k-centre. These are the indices of anomalib's
+            ``KCenterGreedy`` after ``seed_everything(seed)`` if d is above the dimension of the projection. ``"fast"``
+            takes distances from matrix products alone, whose rounding can swap points with distances that agree to
+            five digits.
         seed: Seed of the projection and of the first centre.
         progress: Show a progress bar.
 
     Returns:
-        Distinct indices ``[size]`` (int64, on the embedding's device) in the order of selection, so that every
-        leading part is itself a greedy coreset.
+        Distinct indices ``[size]`` (int64, on the embedding's device) in the order of selection; the first m of them
+        are the greedy coreset of size m.
 
     Raises:
         ValueError: If the embedding is not a matrix, is not finite, or ``size`` is out of range.
@@ -68,7 +68,7 @@ def select_from_blocks(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Select a coreset of embeddings that lie in blocks, without bringing them together in one tensor.
+    """Select a coreset of embeddings given as blocks, without concatenating them.
 
     Args:
         blocks: Blocks of embeddings ``[n_i, d]`` of one dtype and device, N in total.
@@ -92,7 +92,7 @@ def select_from_blocks(
 
 
 def covering_radius(embedding: Tensor, indices: Tensor) -> float:
-    """Return the largest distance of any embedding to its nearest selected one: what greedy k-centre minimises.
+    """Return the largest distance of any embedding to its nearest selected one, the objective of k-centre.
 
     Args:
         embedding: Embeddings ``[N, d]``.

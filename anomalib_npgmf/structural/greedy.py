@@ -23,12 +23,12 @@ _CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplic
 
 
 class LazyGreedy:
-    """State of one selection: bounds of all points, and the centres chosen so far.
+    """One selection: upper bounds of all points' distances, and the centres chosen so far.
 
     Args:
         features: Points ``[N, k]``.
         size: Number of centres to choose.
-        exact: Recompute every distance that may decide from the difference of the two points.
+        exact: Recompute every distance that may decide the selection from the difference of the two points.
     """
 
     def __init__(self, features: Tensor, size: int, *, exact: bool) -> None:
@@ -37,7 +37,7 @@ class LazyGreedy:
         self.exact = exact
         self.count = 0
         self.selected = features.new_empty(size, dtype=torch.long)
-        # Products are taken relative to the mean, where float32 loses least.
+        # Products are taken relative to the mean, where float32 rounds least.
         self.mean = mean_row(features)
         if not bool(self.mean.isfinite().all()):
             msg = "The embedding holds NaN or Inf; check the images and the backbone's weights."
@@ -45,12 +45,12 @@ class LazyGreedy:
         self.centres = features.new_empty(size, features.shape[1], dtype=torch.float32)
         self.norms = features.new_empty(size, dtype=torch.float32)
         self.bound = features.new_empty(len(features), dtype=torch.float32)
-        self.seen = torch.zeros_like(self.bound, dtype=torch.long)  # centres that a point's bound accounts for
+        self.seen = torch.zeros_like(self.bound, dtype=torch.long)  # number of centres that a point's bound includes
         pool = min(_POOL, len(features))
         self.squares = features.new_empty(pool, pool, dtype=torch.float32)  # squared distances within a pool
 
     def run(self, start: int, *, progress: bool) -> Tensor:
-        """Choose all centres, beginning with the point ``start``."""
+        """Choose all centres, starting with the point of index ``start``."""
         with tqdm(total=self.size, desc="Selecting coreset", disable=not progress) as bar:
             first = self.features[start].float()
             self._add(torch.tensor([start], device=self.features.device), first[None] - self.mean)
@@ -73,7 +73,7 @@ class LazyGreedy:
         self.count += len(indices)
 
     def _round(self) -> None:
-        """Take the points with the largest bounds, renew them, and choose centres while they stay the farthest."""
+        """Update the points with the largest bounds, and choose centres among them as long as they are the farthest."""
         top = self.bound.topk(min(_POOL + 1, len(self.bound)))
         pool = top.indices[:_POOL].sort().values  # ties go to the lowest index, as in the literal algorithm
         outside = float(top.values[-1]) if len(self.bound) > _POOL else _CHOSEN
@@ -86,7 +86,7 @@ class LazyGreedy:
         self.seen[pool] = self.count
 
     def _renew(self, points: Tensor, distance: Tensor, seen: Tensor) -> bool:
-        """Lower ``distance`` in place by the centres added since each point was last seen; false if none were."""
+        """Update ``distance`` in place by the centres added since each point's last update; false if there are none."""
         order = seen.argsort()
         renewed = False
         for rows in order.split(_RENEW_ROWS):
@@ -98,10 +98,10 @@ class LazyGreedy:
         return renewed
 
     def _choose(self, points: Tensor, distance: Tensor, outside: float, *, at_least: int) -> Tensor:
-        """Run greedy steps within the pool while its farthest point beats all outside; lower ``distance`` in place.
+        """Run greedy steps within the pool while its farthest point exceeds all outside; updates ``distance`` in place.
 
-        A pool that was already up to date holds a farthest point of all, so ``at_least`` one step is safe there: a tie
-        with the outside must not stop the selection.
+        A pool that was already up to date contains a farthest point of all, so there ``at_least`` one step is correct:
+        a tie with a point outside must not stop the selection.
         """
         norms = points.square().sum(dim=1)
         torch.mm(points, points.T, out=self.squares).mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)

@@ -15,7 +15,7 @@ from anomalib_npgmf.structural.config import StructuralConfig
 class StructuralBranch(nn.Module):
     """Patch-wise anomaly detector over the features of a frozen backbone.
 
-    The backbone runs outside, so that both branches can share one pass of it.
+    The backbone is not part of it, so that both branches can share one pass of it.
 
     Args:
         channels: Channels of each feature map, finest first.
@@ -46,7 +46,7 @@ class StructuralBranch(nn.Module):
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Aggregate the levels into one embedding p(i, j) per patch.
 
-        Each map is averaged over 3x3 neighbourhoods; coarser maps are brought to the grid of the finest.
+        Each map is averaged over 3x3 neighbourhoods; coarser maps are interpolated to the size of the finest.
 
         Args:
             features: Maps ``[B, C_l, H_l, W_l]``, finest first.

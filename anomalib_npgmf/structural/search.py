@@ -1,4 +1,4 @@
-"""Nearest-neighbour distances that are as fast as a matrix product and exact near zero."""
+"""Nearest-neighbour distances by a matrix product, exact near zero (paper, section III-B, eqs. 9 and 10)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Ten
     """Find the nearest point of every query with one matrix product.
 
     The nearest point maximises ``q·m - |m|²/2``, which needs no query norm. Its distance is then computed from the
-    difference of the two vectors: the expansion ``|q|² + |m|² - 2 q·m`` would lose every digit where the distance is
-    small against the norms.
+    difference of the two vectors: the expansion ``|q|² + |m|² - 2 q·m`` loses all digits where the distance is small
+    against the norms.
 
     Args:
         queries: Query vectors ``[n, d]``, float32.
-        points: Candidate vectors ``[M, d]``, M > 0. Centre both at a common origin for the surest choice between near
-            ties. Half precision points are multiplied in half precision on an accelerator and in float32 on a CPU,
+        points: Candidate vectors ``[M, d]``, M > 0. Subtract a common mean from both to round least. Half precision
+            points are multiplied in half precision on an accelerator and in float32 on a CPU,
             which has no fast half precision product.
         norms: Squared Euclidean norms of the points ``[M]``, float32.
 
@@ -38,8 +38,8 @@ def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Ten
 def half_precision_match(queries: Tensor, points: Tensor, norms: Tensor) -> Tensor:
     """Return the nearest point of every query from a product in the points' half precision.
 
-    Scaled so that no point is longer than one, the product cannot overflow. Points whose scores agree within half
-    precision may be taken for each other.
+    Vectors are scaled so that no point has a norm above one and the product cannot overflow. Points whose scores agree
+    within half precision may be confused.
 
     Args:
         queries: Query vectors ``[n, d]``, float32.
