@@ -4,8 +4,6 @@ from math import gcd
 
 from torch import Tensor, nn
 
-from anomalib_npgmf.logical.small_maps import DoublingConv2d
-
 
 def make_norm(kind: str, channels: int) -> nn.Module:
     """Group normalisation (up to 32 groups, each of four channels or more) or batch normalisation.
@@ -27,6 +25,10 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+def _upsampling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+
+
 class Bottleneck(nn.Module):
     """Residual bottleneck of the decoder; with ``up`` it doubles the resolution (RD4AD's decoder block).
 
@@ -44,7 +46,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str, *, up: bool = False, rectify: bool = True):
         super().__init__()
         width = max(out_channels // 4, 16)
-        middle = DoublingConv2d(width, width) if up else nn.Conv2d(width, width, 3, padding=1, bias=False)
+        middle = _upsampling(width, width) if up else nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, width, 1, bias=False),
             make_norm(norm, width),
@@ -57,7 +59,7 @@ class Bottleneck(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if up:
-            self.shortcut = nn.Sequential(DoublingConv2d(in_channels, out_channels), make_norm(norm, out_channels))
+            self.shortcut = nn.Sequential(_upsampling(in_channels, out_channels), make_norm(norm, out_channels))
         self.activation = nn.ReLU(inplace=True) if rectify else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from anomalib_npgmf.logical.blocks import make_norm
-from anomalib_npgmf.logical.small_maps import HalvingConv2d
 
 
 class OneClassEmbedding(nn.Sequential):
@@ -24,10 +23,10 @@ class OneClassEmbedding(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, norm: str, middle_channels: int | None = None) -> None:
         middle = middle_channels or in_channels
         super().__init__(
-            HalvingConv2d(in_channels, middle, bias=False),
+            nn.Conv2d(in_channels, middle, 3, stride=2, padding=1, bias=False),
             make_norm(norm, middle),
             nn.ReLU(inplace=True),
-            HalvingConv2d(middle, out_channels),
+            nn.Conv2d(middle, out_channels, 3, stride=2, padding=1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
