@@ -124,7 +124,7 @@ def area_under(points: Iterable[tuple[float, float]], limit: float) -> float:
     return total / limit
 
 
-def run_refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str] = (*KINDS, *DEFECTS)) -> Values:
+def refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str] = (*KINDS, *DEFECTS)) -> Values:
     """What ``evaluate_loco`` gives: thresholds are refined until curve points are within 0.01 of their neighbours."""
     results = {}
     with ThreadPoolExecutor(2) as pool:
@@ -145,12 +145,7 @@ def run_refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable
     return results
 
 
-def run_refinement_at_headline(root: Path) -> Values:
-    """What ``SPRO`` gives: both kinds, up to 0.05."""
-    return run_refinement(root, [0.05], KINDS)
-
-
-def run_brute_force(root: Path) -> Values:
+def brute_force(root: Path) -> Values:
     """Every distinct score as a threshold."""
     results = {}
     with ThreadPoolExecutor(1) as pool:

@@ -23,23 +23,14 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from _common import Row, options
-from _spro_reference import (
-    KINDS,
-    Values,
-    category,
-    draw,
-    run_brute_force,
-    run_refinement,
-    run_refinement_at_headline,
-    small_map,
-    write_tiffs,
-)
+from _spro_reference import KINDS, Values, brute_force, category, draw, refinement, small_map, write_tiffs
 from anomalib.data import ImageBatch
 
 from anomalib_npgmf.benchmark.record import read, write
@@ -74,20 +65,17 @@ def run_evaluate(root: Path) -> Values:
     return localization["auc_spro"] | localization["auc_spro_per_defect"]
 
 
-RUNS: dict[str, Callable[[Path], Values]] = {
-    "SPRO": run_metric,
-    "SPRO_full_size_maps": lambda root: run_metric(root, full_size=True),
-    "evaluate_loco": run_evaluate,
-    "refinement_at_0.05": run_refinement_at_headline,
-    "refinement": run_refinement,
-    "brute_force": run_brute_force,
-}
-WHAT = {
-    "SPRO": "`SPRO`, three metrics up to 0.05, maps of 256 x 256",
-    "SPRO_full_size_maps": "the same, maps of the images' size",
-    "refinement_at_0.05": "threshold refinement up to 0.05, maps in memory",
-    "evaluate_loco": "`evaluate_loco`, five limits, every defect type, from TIFF files",
-    "refinement": "threshold refinement, the same values, maps in memory",
+# name: what it is called in the table, and the call
+RUNS: dict[str, tuple[str, Callable[[Path], Values]]] = {
+    "SPRO": ("`SPRO`, three metrics up to 0.05, maps of 256 x 256", run_metric),
+    "SPRO_full_size_maps": ("the same, maps of the images' size", partial(run_metric, full_size=True)),
+    "refinement_at_0.05": (
+        "threshold refinement up to 0.05, maps in memory",
+        partial(refinement, limits=[0.05], names=KINDS),
+    ),
+    "evaluate_loco": ("`evaluate_loco`, five limits, every defect type, from TIFF files", run_evaluate),
+    "refinement": ("threshold refinement, the same values, maps in memory", refinement),
+    "brute_force": ("every distinct score as a threshold", brute_force),
 }
 
 
@@ -111,7 +99,7 @@ def child(name: str, root: Path) -> None:
     start, cpu_start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings(), peak_memory() as memory:
         warnings.simplefilter("ignore")
-        values = RUNS[name](root)
+        values = RUNS[name][1](root)
     result = {
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu_start, 2),
@@ -141,7 +129,7 @@ def print_table(results: Row) -> None:
     full, small = results["full"], results["small"]
     print(f"| {full['images']} images of {full['size'][0]} x {full['size'][1]} | s | CPU s | peak memory, MB |")
     print("|---|---:|---:|---:|")
-    for name, text in WHAT.items():
+    for name, (text, _) in list(RUNS.items())[:-1]:
         run = full[name]
         print(f"| {text} | {run['seconds']:.1f} | {run['cpu_seconds']:.1f} | {run['peak_memory_mb']} |")
     pairs = (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))

@@ -31,6 +31,7 @@ from anomalib_npgmf.torch_model import NpgmfModel
 
 SIZE = 256
 BASELINE, OURS = "ReverseDistillation", "logical branch"
+VARIANTS = ("bf16", "compiled", "feature cache", "channels last")
 
 
 def baseline(backbone: str, images: Tensor, batch: int) -> Call:
@@ -51,20 +52,12 @@ def baseline(backbone: str, images: Tensor, batch: int) -> Call:
     return epoch
 
 
-def logical(
-    model: NpgmfModel,
-    images: Tensor,
-    batch: int,
-    *,
-    bf16: bool = False,
-    compiled: bool = False,
-    cache: FeatureCache | None = None,
-) -> Call:
-    """An epoch of the logical branch."""
+def logical(model: NpgmfModel, images: Tensor, batch: int, name: str, cache: FeatureCache) -> Call:
+    """An epoch of a variant of the logical branch."""
     branch: Any = model.logical
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=2e-4, betas=(0.5, 0.999))
-    losses = torch.compile(branch.losses) if compiled else branch.losses
+    losses = torch.compile(branch.losses) if name == "compiled" else branch.losses
 
     def encode(part: Tensor) -> list[Tensor]:
         return model.features(part, ["logical"]).logical
@@ -72,9 +65,9 @@ def logical(
     def epoch() -> None:
         for number, part in enumerate(images.split(batch)):
             optimiser.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16) if name == "bf16" else nullcontext():
                 keys = [f"{number}-{i}" for i in range(len(part))]
-                features = encode(part) if cache is None else cache.features(keys, part, encode)
+                features = cache.features(keys, part, encode) if name == "feature cache" else encode(part)
                 loss = losses(features, part)["loss"]
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -92,17 +85,12 @@ def epochs(backbone: str, images: Tensor, batch: int, names: list[str], folder: 
     model.initialise(images[:8])
     model.train()
     found = {BASELINE: baseline(backbone, images, batch)} if "resnet" in backbone else {}
-    made: dict[str, Any] = {
-        OURS: {},
-        "bf16": {"bf16": True},
-        "compiled": {"compiled": True},
-        "feature cache": {"cache": FeatureCache(folder, len(images))},
-    }
-    # One model for all: what a step costs does not depend on the weights.
-    found |= {name: logical(model, images, batch, **made[name]) for name in made if name in {OURS, *names}}
-    if "channels last" in names:
-        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        found["channels last"] = logical(other, images.contiguous(memory_format=torch.channels_last), batch)
+    cache = FeatureCache(folder, len(images))
+    for name in (OURS, *(name for name in VARIANTS if name in names)):
+        # One model for the others: what a step costs does not depend on the weights.
+        channels_last = {"memory_format": torch.channels_last} if name == "channels last" else {}
+        own = copy.deepcopy(model).to(**channels_last) if channels_last else model
+        found[name] = logical(own, images.contiguous(**channels_last), batch, name, cache)
     return found
 
 
