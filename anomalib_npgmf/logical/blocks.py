@@ -18,7 +18,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     """
     if kind == "bn":
         return nn.BatchNorm2d(channels)
-    # The one-class embedding's map may be 1 x 1: a group of one channel would hold one value and normalise to zero.
+    # The one-class embedding may be 1 x 1: a group of one channel would be a single value, normalised to zero.
     groups = gcd(32, channels)
     while groups > 1 and channels // groups < 4:
         groups //= 2
@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
         out_channels: Channels of the output.
         norm: See `make_norm`.
         up: Whether to double the resolution. Without it ``in_channels`` must equal ``out_channels``.
-        rectify: Whether the block ends in a rectifier.
+        rectify: Whether the block ends in a ReLU.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, *, up: bool = False, rectify: bool = True):

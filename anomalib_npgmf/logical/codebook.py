@@ -1,4 +1,4 @@
-"""Normal multi-level codebooks: an atrous block, then the nearest of K codes (paper, section III-A3)."""
+"""Normal multi-level codebooks: an atrous block, then vector quantisation (paper, section III-A3, eqs. 1 and 2)."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ _MAX_VECTORS = 20_000  # of k-means; more change the centres less than another s
 
 
 class AtrousBlock(nn.Module):
-    """Atrous spatial pyramid over an encoder level (DeepLab), with a linear end so that codes may be signed.
+    """Atrous spatial pyramid pooling of an encoder level (DeepLab), with a linear last layer: codes may be negative.
 
     Args:
         in_channels: Channels of the level.
         width: Channels of each parallel branch.
-        out_channels: Channels of the result, the code dimension.
-        dilations: Dilation of each 3x3 branch; keep them below the side of the map.
+        out_channels: Channels of the result, the dimension of a code.
+        dilations: Dilation of each 3x3 branch, below the side of the map.
         norm: See `make_norm`. The pooled branch has none: it holds one value per channel.
 
     Example:
@@ -41,19 +41,19 @@ class AtrousBlock(nn.Module):
 
         self.branches = nn.ModuleList([branch(1, 1), *(branch(3, dilation) for dilation in dilations)])
         self.pooled = nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True))
-        # The projection of the concatenation, written as a sum so that the pooled branch is not expanded first.
+        # One 1x1 convolution of the concatenation, written as a sum so that the pooled branch is not expanded.
         self.project = nn.Conv2d(width * len(self.branches), out_channels, 1)
         self.project_pooled = nn.Conv2d(width, out_channels, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] to z of [B, d_q, H, W]."""
+        """Map [B, C, H, W] to z, [B, d_q, H, W]."""
         pooled = self.project_pooled(self.pooled(features.mean(dim=(-2, -1), keepdim=True)))
         out: Tensor = self.project(torch.cat([branch(features) for branch in self.branches], dim=1)) + pooled
         return out
 
 
 class Codebook(nn.Module):
-    """K codes that stand for the normal features of one level, trained by gradient (VQ-VAE).
+    """K codes that represent the normal features of one level, trained by gradient descent (VQ-VAE).
 
     Args:
         size: Number of codes K.
@@ -78,11 +78,11 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = commitment
         self.codes = nn.Parameter(torch.randn(size, dim))
-        # How many vectors of all processes chose each code since the last reset; statistics, no part of the function.
+        # Vectors of all processes per code since the last reset: statistics, not part of the forward pass.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
     def indices(self, z: Tensor) -> Tensor:
-        """Number of the nearest code (eq. 1).
+        """Index of the nearest code (eq. 1).
 
         Args:
             z: Features, [B, d_q, H, W].
@@ -122,11 +122,11 @@ class Codebook(nn.Module):
         return torch.special.entr(share).sum().exp()
 
     def dead(self) -> Tensor:
-        """Mask [K] of the codes chosen by less than one in a thousand vectors since the last reset."""
+        """Mask [K] of the codes chosen by fewer than one in a thousand vectors since the last reset."""
         return self.usage < 1e-3 * self.usage.sum()
 
     def reset_usage(self) -> None:
-        """Start counting anew."""
+        """Reset the counts of `usage`."""
         self.usage.zero_()
 
     @torch.no_grad()
@@ -151,17 +151,17 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def renew(self, z: Tensor, generator: torch.Generator, *, restart: bool) -> int:
-        """Start counting anew; move the codes that were hardly used onto random vectors of ``z`` if asked to.
+        """Replace dead codes by random vectors of ``z`` if ``restart``, and reset the counts.
 
-        In a distributed run the vectors of all processes are drawn from, and every process ends with the same codes.
+        In a distributed run vectors of all processes are drawn, and all processes get the same codes.
 
         Args:
             z: Features, [B, d_q, H, W].
-            generator: Source of randomness, on the CPU, in the same state in every process.
-            restart: Whether to move them.
+            generator: Random generator on the CPU, in the same state in every process.
+            restart: Whether to replace dead codes.
 
         Returns:
-            How many codes were moved.
+            Number of replaced codes.
         """
         dead = self.dead().nonzero().flatten().tolist() if restart else []
         if dead:

@@ -1,4 +1,4 @@
-"""What a researcher may turn in the logical branch."""
+"""Configuration of the logical branch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,26 +15,27 @@ _CHOICES = {
 class LogicalConfig:
     """Architecture and loss of the logical branch (paper, section III-A).
 
-    The defaults are the paper's values where it states them, else the choices explained beside each field.
+    The defaults are the paper's values where it states them; other choices are explained at each field.
 
     Args:
         levels: Levels of the encoder that are used; ``None`` means every level of the backbone. The one-class embedding
             reads the deepest, the decoder ends at the finest.
-        vq_levels: Levels with a codebook. The paper does not name them; the middle ones carry parts rather than
+        vq_levels: Levels with a codebook. The paper does not name them; middle levels represent parts rather than
             texture or the whole scene. Empty: no codebooks.
-        loss_levels: Levels of eq. 4 and eq. 7; ``None`` means every level in use.
-        standardise: Whether the channels of the encoder's features are brought to mean 0 and deviation 1 over training
-            images first. The paper does not; without it the offsets of a network whose features are not rectified
-            (MobileNet, EfficientNet) dominate the cosine of eq. 3.
+        loss_levels: Levels of eq. 4 and eq. 7; ``None`` means all of ``levels``.
+        standardise: Whether the channels of the encoder's features are normalised to mean 0 and standard deviation 1
+            over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
+            means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
-        prior_dim: Width of the global context g, the linear image of the text embedding.
-        prior_grid: Side s0 of the grid that g is reshaped to before it is upsampled; 1 broadcasts it.
+        prior_dim: Channels of the global context g, a linear layer of the text embedding.
+        prior_grid: Side s0 of the grid to which g is reshaped before upsampling; 1 broadcasts it.
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
         atrous_width: Channels of each branch of the atrous block that feeds a codebook.
-        codebook_init: ``"data"`` starts the codes at k-means centres of the first training images, ``"normal"`` at
-            unit normal vectors (the literal reading, which tends to collapse).
-        codebook_restart: Whether codes used for less than one in a thousand vectors are moved onto data.
+        codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
+            ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
+        codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
+            after each epoch.
         fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
             (the literal reading) runs them at the concatenated width.
         fusion_depth: LeWin blocks per fusion; odd ones are shifted.
@@ -42,9 +43,9 @@ class LogicalConfig:
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
         decoder_blocks: Bottlenecks per decoding block.
-        decoder_channels: Most channels that the embedding, the atrous blocks and the decoder use at any level: they
-            read a linear image of a wider level, and the decoder's features become one of its width. ``None``: as many
-            as the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
+        decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1
+            convolutions project a wider level to it, and the decoder's features back for eq. 4. ``None``: as many as
+            the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
         norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
         cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
         feature_loss_weight: Weight of eq. 4 in eq. 6.

@@ -1,4 +1,4 @@
-"""Decoder that rebuilds every level of the encoder and the image (paper, section III-A4)."""
+"""Decoder that reconstructs every level of the encoder and the image (paper, section III-A4)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ def decoder_widths(channels: Sequence[int], limit: int | None) -> list[int]:
 
     Args:
         channels: Channels of each level of the encoder.
-        limit: Most channels; ``None`` for no limit.
+        limit: Maximum number of channels; ``None`` for no limit.
 
     Example:
         >>> decoder_widths([64, 256, 1024], 256)
@@ -26,15 +26,15 @@ def decoder_widths(channels: Sequence[int], limit: int | None) -> list[int]:
 def decoding_block(
     in_channels: int, out_channels: int, doublings: int, config: LogicalConfig, *, rectify: bool
 ) -> nn.Sequential:
-    """``doublings`` up-sampling bottlenecks, then ordinary ones, ``config.decoder_blocks`` in total at least.
+    """``doublings`` upsampling bottlenecks, then ordinary ones; at least ``config.decoder_blocks`` in total.
 
     Args:
         in_channels: Channels of the fused feature.
         out_channels: Channels of the result.
-        doublings: How often the resolution doubles.
-        config: Norm and number of bottlenecks.
-        rectify: Whether the last bottleneck ends in a rectifier. Where the result is compared with features that may be
-            negative it must not: a rectified feature can not match a signed one.
+        doublings: Number of times that the resolution doubles.
+        config: Normalisation and number of bottlenecks.
+        rectify: Whether the last bottleneck ends in a ReLU. It must not where the result is compared with features
+            that may be negative.
     """
     count = max(config.decoder_blocks, doublings)
     blocks: list[nn.Module] = [
@@ -54,18 +54,18 @@ class Decoder(nn.Module):
     """Fusion and decoding blocks from the one-class embedding up to the finest level, then an image head.
 
     ``h = Fuse([OCE ; g])``, ``f_D^top = D(h)``, then ``f_D^(k-1) = D(Fuse([f_D^k ; g ; z_q^k]))`` down to the finest
-    level. Where ``config.decoder_channels`` keeps a level narrower than the encoder's, the recursion goes on with the
-    narrow feature, and f_D^k is its image under a 1x1 convolution; a level that eq. 4 leaves out stays narrow.
+    level. Where ``config.decoder_channels`` makes a level narrower than the encoder's, the recursion continues with the
+    narrow feature, and f_D^k is a 1x1 convolution of it; a level that is not in eq. 4 stays narrow.
 
     Args:
         levels: Levels of the encoder, ascending.
         channels: Channels of each level.
-        rectified: Whether each level is never negative.
+        rectified: Whether each level's features are non-negative.
         embedding_channels: Channels of the one-class embedding.
         image_size: Height and width of the image.
         prior_dim: Channels of the global context; 0 for none.
-        vq_levels: Levels that bring codes.
-        config: The rest.
+        vq_levels: Levels with a codebook.
+        config: Remaining settings.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
                 widen = nn.Conv2d(width, count, 1)
                 output = nn.Sequential(widen, nn.ReLU(inplace=True)) if rectified[position] else widen
             self.outputs.append(output)
-        # Sub-pixel convolution: all convolutions run at the finest level, a fraction of the cost of the image's size.
+        # Sub-pixel convolution: the convolutions run at the finest level, cheaper than at the size of the image.
         width, scale = max(widths[0], 32), 2 ** self.levels[0]
         self.head = nn.Sequential(
             nn.Conv2d(widths[0], width, 3, padding=1),
@@ -130,24 +130,24 @@ class Decoder(nn.Module):
     def forward(
         self, embedding: Tensor, prior: Tensor | None, codes: Mapping[int, Tensor], finest: int | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Rebuild.
+        """Reconstruct the encoder's features and the image.
 
         Args:
             embedding: One-class embedding, [B, C_o, H/2^(top+2), W/2^(top+2)].
             prior: Global context, [1 or B, d_T, s0, s0], or ``None``.
             codes: Quantised features by level, [B, d_q, H/2^k, W/2^k].
-            finest: Level to stop at; ``None`` goes on to the image.
+            finest: Level at which to stop; ``None`` continues to the image.
 
         Returns:
-            f_D^k for every level from there on, finest first, each of its encoder map's shape if eq. 4 compares it; and
-            the rebuilt image [B, 3, H, W], ``None`` where the decoder stopped before.
+            f_D^k for every level down to ``finest``, finest first, in the shape of the encoder's map if eq. 4 compares
+            it; and the reconstructed image [B, 3, H, W], ``None`` if ``finest`` is given.
         """
-        rebuilt: list[Tensor] = []
+        decoded: list[Tensor] = []
         x = embedding
         for i, (fusion, stage, output) in enumerate(zip(self.fusions, self.stages, self.outputs, strict=True)):
             level_codes = codes.get(self.levels[-i]) if i else None
             x = stage(fusion(x, prior, level_codes))
-            rebuilt.insert(0, output(x))
+            decoded.insert(0, output(x))
             if self.levels[-1 - i] == finest:
-                return rebuilt, None
-        return rebuilt, self.head(x)
+                return decoded, None
+        return decoded, self.head(x)

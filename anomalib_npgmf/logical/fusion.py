@@ -1,4 +1,4 @@
-"""Multi-semantic fusion: decoder features, global context and codes, mixed by LeWin blocks (paper, section III-A4)."""
+"""Multi-semantic fusion of decoder features, global context and codes by LeWin blocks (paper, section III-A4)."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ class Fusion(nn.Module):
 
     Args:
         channels: Channels C of the decoder feature.
-        prior_dim: Channels of the global context; 0 where there is none.
-        code_dim: Channels of the codes; 0 where the level has no codebook.
+        prior_dim: Channels of the global context; 0 without text prior.
+        code_dim: Channels of the codes; 0 if the level has no codebook.
         size: Height and width of the map.
         mode: ``"proj"`` projects the concatenation to C channels first, ``"concat"`` keeps its width.
         depth: Number of LeWin blocks.
@@ -49,7 +49,7 @@ class Fusion(nn.Module):
         self.out_channels = channels + (prior_dim + code_dim if mode == "concat" else 0)
         if mode == "proj":
             # One 1x1 convolution of the concatenation, written as a sum over its inputs. It commutes with the bilinear
-            # upsampling of the context, which therefore happens after it, at C channels and once per model.
+            # upsampling of the context, which therefore follows it.
             self.project = nn.Conv2d(channels, channels, 1)
             self.project_prior = nn.Conv2d(prior_dim, channels, 1, bias=False) if prior_dim else None
             self.project_codes = nn.Conv2d(code_dim, channels, 1, bias=False) if code_dim else None
@@ -61,7 +61,7 @@ class Fusion(nn.Module):
         )
 
     def _upsample(self, prior: Tensor) -> Tensor:
-        """AGU: bring the global context to the size of the map; a 1 x 1 context broadcasts by itself."""
+        """AGU: upsample the global context to the size of the map; a 1 x 1 context broadcasts by itself."""
         if prior.shape[-2:] == (1, 1):
             return prior
         return F.interpolate(prior, size=self.size, mode="bilinear", align_corners=False)

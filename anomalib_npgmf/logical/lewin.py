@@ -13,7 +13,7 @@ def check_windows(height: int, width: int, window: int, what: str) -> None:
         height: Rows of the map.
         width: Columns of the map.
         window: Side of a window.
-        what: How the error calls the map.
+        what: Name of the map in the error.
 
     Raises:
         ValueError: If a side is above ``window`` and no multiple of it.
@@ -33,10 +33,10 @@ class WindowAttention(nn.Module):
     Args:
         dim: Channels.
         size: Height and width of the map.
-        window: Side of a window; a map not larger than it is one window.
-        heads: Attention heads.
-        shift: Whether windows are displaced by half their side.
-        modulator: Whether each token of a window gets a learned embedding first.
+        window: Side of a window; a map that is not larger is one window.
+        heads: Number of attention heads.
+        shift: Whether windows are shifted by half their side.
+        modulator: Whether a learned embedding is added to each token of a window.
     """
 
     relative: Tensor
@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         return rearrange(x, "b (y r) (x c) d -> b (y x) (r c) d", r=self.rows, c=self.columns)
 
     def _shift_mask(self) -> Tensor:
-        """[windows, 1, tokens, tokens] of 0 or -inf; tokens that the shift brought together do not see each other."""
+        """Mask [windows, 1, tokens, tokens] of 0, or -inf between tokens from opposite edges of the map."""
         region = torch.zeros(1, *self.size, 1)
         for axis, (side, shift) in enumerate(zip(self.size, self.shifts, strict=True), start=1):
             if shift:
@@ -134,7 +134,7 @@ class LeWinBlock(nn.Module):
         size: Height and width of the map.
         window: Side of a window.
         head_dim: Channels per head; the number of heads is the largest divisor of ``dim`` up to ``dim / head_dim``.
-        shift: Whether windows are displaced by half their side.
+        shift: Whether windows are shifted by half their side.
         modulator: See `WindowAttention`.
 
     Example:

@@ -54,7 +54,7 @@ def feature_loss(encoder: Sequence[Tensor], decoder: Sequence[Tensor], mode: str
 
 
 def logical_map(encoder: Sequence[Tensor], decoder: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Eq. 7: the distance maps of all levels, brought to the size of the image and summed.
+    """Eq. 7: the distance maps of all levels, interpolated to the size of the image and summed.
 
     Args:
         encoder: Maps of the encoder, [B, C_k, H_k, W_k] each.
@@ -75,7 +75,7 @@ class LogicalLoss(nn.Module):
     """Eq. 6: weighted sum of the feature loss (eq. 4), the image loss (eq. 5) and the codebook loss (eq. 2).
 
     Args:
-        config: Weights and the kind of cosine.
+        config: Weights, and the cosine of whole maps or of positions.
     """
 
     def __init__(self, config: LogicalConfig) -> None:
@@ -93,10 +93,10 @@ class LogicalLoss(nn.Module):
         """Compute the losses.
 
         Args:
-            encoder: Maps of the encoder that count, [B, C_k, H_k, W_k] each.
+            encoder: Maps of the encoder's levels in the loss, [B, C_k, H_k, W_k] each.
             decoder: Maps of the decoder in the same shapes.
             image: Normalised image, [B, 3, H, W].
-            reconstruction: Rebuilt image, [B, 3, H, W].
+            reconstruction: Reconstructed image, [B, 3, H, W].
             codebook_loss: Eq. 2, summed over levels.
 
         Returns:

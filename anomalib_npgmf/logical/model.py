@@ -16,11 +16,11 @@ from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
 
 
 class LogicalOutput(NamedTuple):
-    """What one pass of the branch yields.
+    """Result of a forward pass.
 
     Attributes:
-        decoded: f_D^k, finest level first; without reconstruction from the finest level of eq. 7 on.
-        reconstruction: Rebuilt image, [B, 3, H, W]; ``None`` where it was not asked for.
+        decoded: f_D^k, finest level first; without reconstruction only the levels from the finest one of eq. 7 on.
+        reconstruction: Reconstructed image, [B, 3, H, W]; ``None`` if it was not requested.
         codebook_loss: Eq. 2 summed over levels; zero in evaluation mode.
     """
 
@@ -32,12 +32,12 @@ class LogicalOutput(NamedTuple):
 class LogicalBranch(nn.Module):
     """One-class embedding, text prior, codebooks and fusion decoder over given encoder features.
 
-    The frozen encoder is outside, so that another branch may share its pass.
+    The frozen encoder is not part of it, so that another branch can share its pass.
 
     Args:
         levels: Levels of the encoder, ascending (level k has stride 2^k).
         channels: Channels of each level.
-        rectified: Whether each level is never negative.
+        rectified: Whether each level's features are non-negative.
         image_size: Height and width of the image that the encoder sees.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
         text_dim: Length of the text embedding.
@@ -95,7 +95,7 @@ class LogicalBranch(nn.Module):
         self.atrous = nn.ModuleDict()
         self.codebooks = nn.ModuleDict()
         for level in self.vq_levels:
-            # At stride 16 and above larger dilations would reach beyond the map and leave the centre tap alone.
+            # At stride 16 and above larger dilations would exceed the map, where only the centre of a kernel counts.
             dilations = (6, 12, 18) if level < 4 else (2, 4, 6)
             count, narrow = (of[self.levels.index(level)] for of in (channels, widths))
             block: nn.Module = AtrousBlock(narrow, config.atrous_width, config.code_dim, dilations, config.norm)
@@ -121,12 +121,12 @@ class LogicalBranch(nn.Module):
         self._generator = torch.Generator().manual_seed(0)
 
     def standardise(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Bring each channel to mean 0 and deviation 1 over the training images, if the configuration says so.
+        """Normalise each channel to mean 0 and standard deviation 1 over training images, if ``config.standardise``.
 
-        All other methods expect features that went through here.
+        All other methods but `initialise` expect the result.
 
         Args:
-            features: f_E^k as the backbone gives them, [B, C_k, H/2^k, W/2^k], finest first.
+            features: f_E^k of the backbone, [B, C_k, H/2^k, W/2^k], finest first.
         """
         if not self.config.standardise:
             return list(features)
@@ -140,7 +140,7 @@ class LogicalBranch(nn.Module):
         return {k: self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels}
 
     def code_maps(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Number of the code at each position for each level with a codebook, integers of [B, H_k, W_k]."""
+        """Index of the code at each position for each level with a codebook, integers [B, H_k, W_k]."""
         return {k: self._codebook(k).indices(z) for k, z in self.pre_codes(features).items()}
 
     def _codebook(self, level: int) -> Codebook:
@@ -151,16 +151,16 @@ class LogicalBranch(nn.Module):
     def forward(
         self, features: Sequence[Tensor], *, reconstruct: bool = True, embedding: Tensor | None = None
     ) -> LogicalOutput:
-        """Rebuild the features.
+        """Reconstruct the features.
 
         Args:
             features: f_E^k, [B, C_k, H/2^k, W/2^k], finest first.
-            reconstruct: Whether to rebuild the image too, and the levels that only it needs.
-            embedding: Text embedding of each image, [B, d], for images of several categories; left out, the one that
-                the model holds.
+            reconstruct: Whether to reconstruct the image as well, and the levels that only the image needs.
+            embedding: Text embedding of each image, [B, d], for images of several categories; ``None`` uses the
+                model's own.
 
         Returns:
-            Rebuilt features and image, and the codebook loss.
+            Reconstructed features and image, and the codebook loss.
         """
         codes: dict[int, Tensor] = {}
         loss = features[0].new_zeros(())
@@ -186,7 +186,7 @@ class LogicalBranch(nn.Module):
             embedding: See `forward`.
 
         Returns:
-            ``loss`` and its parts.
+            ``loss`` and its parts ``feature``, ``image`` and ``codebook``, scalars.
         """
         out = self(features, embedding=embedding)
         assert out.reconstruction is not None
@@ -205,10 +205,10 @@ class LogicalBranch(nn.Module):
     def initialise(self, features: Sequence[Tensor]) -> None:
         """Prepare for training: channel statistics, and codes at k-means centres (with ``codebook_init="data"``).
 
-        In a distributed run every process must call this; all end with what the first one found.
+        In a distributed run every process must call this; all get the result of rank 0.
 
         Args:
-            features: f_E^k of some training images as the backbone gives them, [B, C_k, H/2^k, W/2^k], finest first.
+            features: f_E^k of some training images, not standardised, [B, C_k, H/2^k, W/2^k], finest first.
         """
         for level, feature in zip(self.levels, features, strict=True):
             std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
@@ -221,7 +221,7 @@ class LogicalBranch(nn.Module):
         broadcast_from_rank0([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
 
     def codebook_statistics(self) -> dict[str, float]:
-        """Perplexity and number of dead codes per level in the epoch that ends; the next training pass counts anew."""
+        """Perplexity and number of dead codes per level in this epoch; the next training pass resets the counts."""
         statistics: dict[str, float] = {}
         for level in self.vq_levels:
             book = self._codebook(level)

@@ -12,7 +12,7 @@ TEXT_PRIORS = ("clip", "learned", "random", "none")
 
 
 def caption_of(category: str) -> str:
-    """Caption of a category: its folder's name as words in title case.
+    """Caption of a category: the name of its folder as words in title case.
 
     Example:
         >>> caption_of("breakfast_box")
@@ -38,7 +38,7 @@ def encode_caption(caption: str, model_name: str = "ViT-B-32", weights: str | Pa
         ValueError: If the file does not fit, naming the first keys.
         RuntimeError: If the hub cannot be reached.
     """
-    import open_clip  # only whoever embeds a caption needs it
+    import open_clip  # imported here, since only embedding a caption needs it
 
     if model_name not in open_clip.list_models():
         msg = f"open_clip has no model {model_name!r}; see open_clip.list_models()."
@@ -69,14 +69,14 @@ def encode_caption(caption: str, model_name: str = "ViT-B-32", weights: str | Pa
 
 
 class TextPrior(nn.Module):
-    """Global context g = FC(t) from a fixed text embedding t.
+    """Global context g = FC(t) of a fixed text embedding t.
 
-    The category of a model never changes, so t is computed once and kept as a buffer: neither a checkpoint nor an
-    export needs CLIP.
+    The category of a model never changes, so t is computed once and stored as a buffer: loading a checkpoint or an
+    exported model does not need CLIP.
 
     Args:
-        kind: ``"clip"`` expects the embedding through `set_embedding`; ``"random"`` fixes a random unit vector and
-            ``"learned"`` trains a free one (the two controls).
+        kind: ``"clip"`` expects the embedding through `set_embedding`; ``"random"`` is a fixed random unit vector and
+            ``"learned"`` a trained vector (the two controls).
         dim: Channels of the context.
         grid: Side s0 of the context's grid.
         embedding_dim: Length of t; 512 for CLIP ViT-B/32.
@@ -100,7 +100,7 @@ class TextPrior(nn.Module):
         self.linear = nn.Linear(embedding_dim, dim * grid * grid)
 
     def set_embedding(self, embedding: Tensor) -> None:
-        """Fix t.
+        """Set t.
 
         Args:
             embedding: CLIP text embedding, [d].
@@ -118,7 +118,7 @@ class TextPrior(nn.Module):
         """Global context.
 
         Args:
-            embedding: Embeddings in the place of t, one per image, [B, d]; for a model of several categories.
+            embedding: Embeddings used instead of t, one per image, [B, d], for a model of several categories.
 
         Returns:
             [1, d_T, s0, s0], or with ``embedding`` [B, d_T, s0, s0].

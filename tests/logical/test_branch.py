@@ -266,7 +266,7 @@ def test_image_head_ends_linear() -> None:
     assert branch(make_features()).reconstruction.min() < 0
 
 
-def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
+def test_standardised_channels_have_mean_0_and_standard_deviation_1() -> None:
     branch = make_branch(standardise=True)
     features = [3 + 5 * feature for feature in make_features()]
     branch.initialise(features)
