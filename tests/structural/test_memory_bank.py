@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from anomalib_npgmf.structural import MemoryBank, covering_radius
-from anomalib_npgmf.structural.bank import principal_components
 from anomalib_npgmf.structural.collector import PatchCollector
+from anomalib_npgmf.structural.reduction import principal_components
 from anomalib_npgmf.structural.search import half_precision_match
 
 
