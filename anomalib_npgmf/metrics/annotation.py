@@ -1,4 +1,4 @@
-"""What the sPRO curve needs of one test image with its defects."""
+"""Data of one test image and its defects for the sPRO curve."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from anomalib_npgmf.metrics.scores import FloatArray
 
 LoadMap = Callable[[Path], FloatArray]
 
-# Every 16th pixel in both directions estimates where the negatives of interest begin.
+# Step in both directions of the sample of negative pixels, from which a score quantile is estimated.
 _STRIDE = 16
 
 
 @dataclass
 class AnnotatedImage:
-    """What is kept of a test image: little enough for a whole category.
+    """Data kept of a test image; small enough to keep it for all images of a category.
 
     Attributes:
         path: The image.
@@ -30,8 +30,8 @@ class AnnotatedImage:
         hits: Scores of the pixels that raise the sPRO, per defect.
         areas: Saturation area, per defect.
         undersized: Defects with fewer pixels than their absolute saturation threshold.
-        negatives: Number of pixels that no defect marks.
-        marked: Pixels that some defect marks, one bit each; None if there are none.
+        negatives: Number of pixels that belong to no defect.
+        marked: Pixels that belong to a defect, one bit per pixel; None for a good image.
         sample: Some scores of negative pixels.
     """
 
@@ -46,7 +46,7 @@ class AnnotatedImage:
     sample: FloatArray | None = None
 
     def negatives_of(self, scores: FloatArray) -> FloatArray:
-        """Scores of the pixels that no defect marks.
+        """Scores of the pixels that belong to no defect.
 
         Args:
             scores: ``(H, W)`` map of the image.
@@ -71,7 +71,7 @@ class AnnotatedImage:
         return any(subset in labels for labels in self.labels)
 
     def in_subset(self, subset: str) -> bool:
-        """Whether the image is compared: a good one, or one that holds such a defect.
+        """Whether the image is in the comparison: a good one, or one that has such a defect.
 
         Args:
             subset: Kind of anomaly or defect type.
@@ -85,16 +85,16 @@ class AnnotatedImage:
 def annotate(
     path: Path, load_map: LoadMap, config: Callable[[Path], dict[int, DefectType]], *, sample: bool
 ) -> AnnotatedImage:
-    """Look at the defects of a test image.
+    """Read the defects of a test image and the scores inside them.
 
     Args:
         path: Test image in the layout of MVTec LOCO AD.
-        load_map: Gives the ``(H, W)`` map of an image at its original size.
-        config: Gives the defect types of a category folder.
+        load_map: Returns the ``(H, W)`` map of an image at its original size.
+        config: Returns the defect types of a category folder.
         sample: Whether to sample the scores of negative pixels as well, which needs the maps of good images.
 
     Returns:
-        What the curve needs of the image.
+        Data of the image.
 
     Raises:
         FileNotFoundError: If the config or the ground truth is missing.

@@ -1,4 +1,4 @@
-"""What the two LOCO metrics share: remembering which image a prediction belongs to, and naming the result."""
+"""Base class of the two LOCO metrics: stores predictions with the paths of their images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KIND_FOLDERS: dict[str, tuple[str, ...]] = {"mean": KINDS, "logical": (LOGICAL,)
 
 
 class LocoMetric(Metric):
-    """Base of metrics that need to know from its path what kind of test image a prediction belongs to.
+    """Base class of metrics that tell the kind of a test image from its path.
 
     Predictions are stored with the paths of their images, as bytes so that they synchronise between processes like any
     tensor. An image that a distributed sampler repeats counts once.
 
     Args:
-        kind: Which value to report: of the logical anomalies, the structural ones, or the mean of both.
+        kind: Value to report: of logical anomalies, of structural anomalies, or the mean of both.
         **kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:

@@ -1,7 +1,7 @@
 """AU-sPRO curves of a whole category, image by image: the maps are never all in memory.
 
-Two passes. The first looks at the defects and keeps the few pixels that can raise the sPRO; the second counts, a few
-images at a time, how many negative pixels lie above each of them.
+Two passes over the images. The first keeps the scores of the few defect pixels that can raise the sPRO. The second
+counts, a few images at a time, the negative pixels above each of them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Progress(Protocol):
         """Yield the items and show progress."""
 
 
-# Pixels sorted at a time: large enough to look all thresholds up rarely, small enough for 128 MB per worker.
+# Pixels sorted at a time: few lookups of all thresholds, and 128 MB per worker.
 _CHUNK = 1 << 25
-_NAMED = 3  # how many names a warning gives
+_NAMED = 3  # names in a warning
 
 UNDERSIZED = "Smaller than the saturation threshold, so the whole defect has to be found"
 ENTIRELY_DEFECTIVE = "Every pixel is marked as defective, so the image adds no false positives"
@@ -51,11 +51,11 @@ CONSTANT = "Constant anomaly maps, which locate nothing"
 
 
 class CategoryCurves(NamedTuple):
-    """Curves of a category, and what they were computed on.
+    """Curves of a category, and the images behind them.
 
     Attributes:
         curves: Curve by ``"logical_anomalies"``, ``"structural_anomalies"`` or name of a defect type.
-        anomalous: The anomalous images behind each of them; the good images are behind all.
+        anomalous: Anomalous images of each curve; the good images are part of all.
     """
 
     curves: dict[str, SproCurve]
@@ -64,7 +64,7 @@ class CategoryCurves(NamedTuple):
 
 @dataclass
 class _Subset:
-    """A choice of defects, the images they are compared on, and the running counts."""
+    """Defects of one kind or type, the number of negative pixels, and the running counts."""
 
     name: str
     hits: Hits
@@ -103,7 +103,7 @@ def spro_curves(
 
     Args:
         images: Test images in the layout of MVTec LOCO AD.
-        load_map: Gives the ``(H, W)`` map of an image at its original size; called from several threads.
+        load_map: Returns the ``(H, W)`` map of an image at its original size; called from several threads.
         limit: Largest false positive rate of interest. The curves are only valid up to it.
         per_defect: Add a curve per defect type.
         progress: Wraps an iterable, given a description and a length, to show progress.
@@ -135,7 +135,7 @@ def spro_curves(
         while True:
             subsets = [_make_subset(name, annotated, cut) for name in names]
             _count_negatives(annotated, subsets, load_map, cut, pool, show)
-            # the estimate is proven by the count: every hit that was left out lies beyond the limit
+            # the counts prove the estimate: every omitted hit has a false positive rate beyond the limit
             if cut == -np.inf or all(subset.kept >= limit * subset.negatives for subset in subsets):
                 return CategoryCurves(
                     {subset.name: subset.curve() for subset in subsets},
@@ -145,7 +145,7 @@ def spro_curves(
 
 
 def _estimate_cut(images: Sequence[AnnotatedImage], names: Sequence[str], limit: float) -> float:
-    """Score that clearly more than a share ``limit`` of the negatives of every subset probably exceeds."""
+    """Score that probably more than a fraction ``limit`` of the negatives of every subset exceeds."""
     share = 1.25 * limit + 0.005
     if share >= 1:
         return -np.inf
@@ -218,7 +218,7 @@ def _count_negatives(
 
 
 def _warn_of(names: Sequence[str], text: str) -> None:
-    """Warn once of everything that shares a flaw, naming the first few."""
+    """Warn once for all images with the same problem, naming the first few."""
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         warnings.warn(f"{text}: {', '.join(names[:_NAMED])}{more}.", stacklevel=2)

@@ -3,12 +3,12 @@
 Source: Bergmann et al., "Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly Detection and
 Localization", IJCV 130, 2022, section 4.
 
-The area needs no sweep over thresholds. A defect with saturation area ``s`` reaches ``min(true positives / s, 1)``, so
-only its ``s`` highest pixels can raise its sPRO, each by ``1 / s``. One such pixel of score ``p`` is counted from the
-moment the threshold falls below ``p``; the false positive rate has then reached the share of negative pixels above
-``p``. Summing what each pixel contributes to the integral gives the area under the curve through *every* distinct
-score, and all it takes of the negatives is how many lie above and at each ``p``. Those counts add up over images,
-which is why a category never has to be in memory at once.
+The area needs no sweep over thresholds. A defect with saturation area ``s`` has the sPRO ``min(TP / s, 1)``, so only
+its ``s`` highest pixels can raise its sPRO, each by ``1 / s``. A pixel of score ``p`` is a true positive (TP) at
+thresholds below ``p``, where the false positive rate is at least the fraction of negative pixels above ``p``. The sum
+of the pixels' contributions to the integral is the area under the curve through *every* distinct score. It depends on
+the negatives only through their numbers above and at each ``p``. These counts add up over images, so a category is
+never in memory at once.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from anomalib_npgmf.metrics.scores import FloatArray, as_scores
 BoolArray = npt.NDArray[np.bool_]
 CountArray = npt.NDArray[np.unsignedinteger[Any]]
 
-# Thresholds looked up at a time: keeps the index arrays of `searchsorted` at 8 MB.
+# Thresholds per call of `searchsorted`, whose index arrays then take 8 MB.
 _BLOCK = 1 << 20
 
 
 class Hits(NamedTuple):
-    """The defect pixels that raise the mean sPRO, by score.
+    """Defect pixels that raise the mean sPRO, by score.
 
     Attributes:
         scores: ``(K,)`` distinct scores, ascending.
-        gains: ``(K,)`` rise of the mean sPRO once the threshold falls below that score.
+        gains: ``(K,)`` increase of the mean sPRO when the threshold falls below that score.
     """
 
     scores: FloatArray
@@ -49,7 +49,7 @@ class SproCurve(NamedTuple):
     (1, 1); straight lines join the points.
 
     Attributes:
-        gains: ``(K,)`` rise of the mean sPRO per hit, ascending in score.
+        gains: ``(K,)`` increase of the mean sPRO per hit, ascending in score.
         above: ``(K,)`` negative pixels with a higher score than the hit.
         at_least: ``(K,)`` negative pixels with at least the score of the hit.
         negatives: number of negative pixels of all images.
@@ -81,17 +81,17 @@ class SproCurve(NamedTuple):
             a = self.above[block] / self.negatives
             b = self.at_least[block] / self.negatives
             whole = np.maximum(limit - (a + b) / 2, 0)
-            # the tie group that the limit cuts in two: linear interpolation at the limit
+            # equal scores on both sides of the limit: linear interpolation at the limit
             cut = np.divide((limit - a) ** 2, 2 * (b - a), out=np.zeros_like(a), where=b > a)
             integral = np.where(b <= limit, whole, np.where(a < limit, cut, 0))
             total += float(self.gains[block] @ integral)
         return total / limit
 
     def points(self, count: int = 1000) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Pick true points of the curve, spread evenly along it, for plotting.
+        """Pick exact points of the curve, evenly along it, for plotting.
 
         Args:
-            count: Largest number of hits to show; each gives two points.
+            count: Maximum number of hits to show; each is two points.
 
         Returns:
             False positive rates and mean sPRO values, both ascending and of the same length.
@@ -108,7 +108,7 @@ class SproCurve(NamedTuple):
 
 
 def check_limit(limit: float) -> None:
-    """Refuse a limit of the false positive rate outside (0, 1].
+    """Check that a limit of the false positive rate is in (0, 1].
 
     Args:
         limit: Largest false positive rate.
@@ -138,7 +138,7 @@ def _spro_update(scores: FloatArray, mask: BoolArray, saturation_area: int) -> F
 
 
 def merge_hits(scores: Sequence[FloatArray], saturation_areas: Sequence[int]) -> Hits:
-    """Merge the hits of all defects into the rise of the mean sPRO per distinct score.
+    """Merge the hits of all defects into the increase of the mean sPRO per distinct score.
 
     Args:
         scores: One array of scores per defect, from ``_spro_update``.
@@ -180,7 +180,7 @@ def _spro_compute(hits: Hits, negatives: FloatArray, limits: Sequence[float]) ->
 
     Args:
         hits: From ``merge_hits``.
-        negatives: ``(N,)`` scores of all pixels that no defect marks, in any order.
+        negatives: ``(N,)`` scores of all pixels outside defects, in any order.
         limits: False positive rate limits.
 
     Returns:

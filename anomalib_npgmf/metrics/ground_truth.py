@@ -1,4 +1,4 @@
-"""The ground truth of MVTec LOCO AD: which image is what, its defects, and when each of them counts as found."""
+"""Ground truth of MVTec LOCO AD: kinds of images, masks of defects and their saturation thresholds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class DefectType:
 
     Attributes:
         name: Name of the defect type.
-        saturation_threshold: Pixels, or a share of the defect's area if ``relative``.
-        relative: Whether the threshold is a share.
+        saturation_threshold: Pixels, or a fraction of the defect's area if ``relative``.
+        relative: Whether the threshold is a fraction.
 
     Example:
         >>> DefectType("missing_screw", 0.5, relative=True).saturation_area(31)
@@ -41,7 +41,7 @@ class DefectType:
     def saturation_area(self, area: int) -> int:
         """Number of pixels at which a defect counts as found (Bergmann et al. 2022, section 4).
 
-        A share that rounds down to nothing would divide by zero; such a defect is found with its first pixel.
+        At least one, also where the fraction of a small defect rounds down to zero.
 
         Args:
             area: Pixels of the defect.
@@ -62,7 +62,7 @@ class Defect:
         mask: ``(H, W)`` boolean.
         saturation_area: In pixels.
         path: File of the mask.
-        undersized: Whether it has fewer pixels than its absolute saturation threshold, so that its area took over.
+        undersized: Whether it has fewer pixels than its absolute saturation threshold; its area is then used.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Defect:
 
 
 def kind_of(image_path: Path) -> str | None:
-    """Tell a LOCO test image from any other by its path ``<category>/test/<kind>/<name>``.
+    """Kind of a LOCO test image by its path ``<category>/test/<kind>/<name>``.
 
     Args:
         image_path: Path of an image.
@@ -202,7 +202,7 @@ def image_size(image_path: Path) -> tuple[int, int]:
 
 def _read_defect(path: Path, size: tuple[int, int], config: dict[int, DefectType]) -> Defect:
     with Image.open(path) as image:
-        pixels = np.asarray(image)  # raw values: no conversion, they name the defect type
+        pixels = np.asarray(image)  # without conversion: the values are the defect types
     if pixels.ndim != 2 or pixels.shape != size:
         raise ValueError(f"Mask {path} has shape {pixels.shape}, but its image is {size}; restore the ground truth.")
     mask = pixels > 0

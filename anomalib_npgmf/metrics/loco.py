@@ -20,7 +20,7 @@ def auroc_by_label(scores: Mapping[str, Sequence[float]], labels: Sequence[str])
 
     Args:
         scores: Image scores by label, ``"good"`` among them.
-        labels: Labels to look at; those without an image are left out, all of them if there is no good image.
+        labels: Labels to compute; those without an image are left out, all of them if there is no good image.
 
     Returns:
         AUROC in [0, 1] by label. Ties count one half; only the ranking of the scores matters.

@@ -1,4 +1,4 @@
-"""Anomaly maps as arrays: checked, in a precision that keeps every score apart, and at the size of the image."""
+"""Anomaly maps as arrays: checked, in a precision that keeps scores distinct, and at the size of the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_scores(anomaly_map: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
 
     Args:
         anomaly_map: ``(H, W)`` scores of any real type.
-        name: How to call the map in an error.
+        name: Name of the map in an error.
 
     Returns:
         ``(H, W)`` array on the CPU.

@@ -24,10 +24,10 @@ from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
 # Maps beyond this many bytes move to an unnamed temporary file; a whole category of 256 x 256 maps is 86 MB.
 _IN_MEMORY = 512 << 20
 
-# Values of the last computation by a digest of all it depends on: the metrics for logical, structural and mean differ
-# only in what they report, and an evaluator asks them one after the other.
+# Values of the last computation, with a digest of its inputs: the metrics for logical, structural and mean share one
+# computation, and an evaluator calls them one after the other.
 _last: tuple[bytes, dict[str, float]] = (b"", {})
-# Likewise the last batch of maps that moved to a file.
+# Likewise the last batch of maps that was moved to a file.
 _last_file: tuple[Callable[[], Tensor | None], Tensor] = (lambda: None, torch.empty(0))
 _mapped: WeakSet[mmap.mmap] = WeakSet()
 
@@ -81,7 +81,7 @@ class _SPRO(LocoMetric):
         return self.result(_shared_values(maps, self.limit)) if maps else None
 
     def reset(self) -> None:
-        """Forget all maps."""
+        """Delete all maps."""
         super().reset()
         self._stored = 0
 
@@ -94,8 +94,8 @@ class SPRO(AnomalibMetric, _SPRO):  # type: ignore[misc]  # update() takes a bat
     ``defects_config.json`` next to the images of the batch, and the maps are compared at the original image size. On
     other data it warns once and reports nothing.
 
-    One value is one metric for anomalib's evaluator, so that logical, structural and mean are three metrics; they share
-    one computation. Maps stay at the size the model gave them, 86 MB for 330 maps of 256 x 256, and beyond 512 MB in a
+    For anomalib's evaluator a metric is one value, so logical, structural and mean are three metrics; they share one
+    computation. Maps stay at the size the model gave them, 86 MB for 330 maps of 256 x 256, and beyond 512 MB in a
     temporary file, mapped so that the system drops pages when it needs memory.
 
     Args:
@@ -141,12 +141,12 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     for path, scores in maps.items():
         digest.update(f"{path} {tuple(scores.shape)} {scores.dtype}".encode())
         digest.update(scores.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
-        _leave_to_file()
+        _release_pages()
     if _last[0] != digest.digest():
 
         def load(path: Path) -> FloatArray:
             scores = resize_map(as_scores(maps[path], str(path)), image_size(path))
-            _leave_to_file()
+            _release_pages()
             return scores
 
         curves = spro_curves(list(maps), load, limit).curves
@@ -155,7 +155,7 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
 
 
 def _to_file(source: Tensor, maps: Tensor) -> Tensor:
-    """The same maps in an unnamed temporary file that disappears with them, one for all metrics that get ``source``."""
+    """Copy of the maps in an unnamed temporary file that is deleted with them, one for all metrics given ``source``."""
     global _last_file
     if _last_file[0]() is not source:
         with tempfile.TemporaryFile() as file:
@@ -165,13 +165,13 @@ def _to_file(source: Tensor, maps: Tensor) -> Tensor:
         stored.copy_(maps)
         mapped.flush()
         _mapped.add(mapped)
-        _leave_to_file()
+        _release_pages()
         _last_file = (ref(source), stored)
     return _last_file[1]
 
 
-def _leave_to_file() -> None:
-    """Let go of the pages of the mapped files; whatever is read next comes from the file again."""
+def _release_pages() -> None:
+    """Release the pages of the mapped files; the next access reads them from the file again."""
     for mapped in _mapped:
         if hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_DONTNEED)
