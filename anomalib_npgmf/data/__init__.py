@@ -1,4 +1,4 @@
-"""Data modules for MVTec LOCO AD and for images that need no download."""
+"""Data modules for MVTec LOCO AD and for drawn images, which need no download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODULES = {"LOCO": "loco", "SyntheticLOCO": "synthetic.datamodule"}
 
 
 def __getattr__(name: str) -> Any:
-    # Importing anomalib takes seconds; whoever needs one data module should not wait for the other.
+    # Imported on first use: importing anomalib takes seconds, and drawing does not need it.
     if name in _MODULES:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -1,4 +1,4 @@
-"""Which goes with which: the two plugs of a cable have the same colour."""
+"""Category cable_pairs: the two plugs of a cable have the same colour."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _ENDS = (42.0, 214.0)
 class CablePairs(Scene):
     """Two cables; each has plugs of one colour at both ends, the two cables differ.
 
-    The wrong colour at one end is the anomaly: another one ("wrong_plug"), or those of the two cables exchanged
-    ("crossed_plugs"). Each plug is normal where it is; only its partner tells.
+    The logical anomaly is a wrong colour at one end: a third colour ("wrong_plug"), or the colours of the two cables
+    exchanged ("crossed_plugs"). Each plug alone is normal at its position.
     """
 
     name: ClassVar[str] = "cable_pairs"
@@ -35,7 +35,7 @@ class CablePairs(Scene):
     damages: ClassVar[tuple[str, ...]] = ("scratch", "dent", "chip", "stain", "crumb")
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Lay the cables out; see :meth:`Scene.arrange`."""
+        """Arrange the cables; see :meth:`Scene.arrange`."""
         first, second, other = (int(c) for c in rng.permutation(len(_COLOURS))[:3])
         left, right = [first, second], [first, second]
         wrong: list[int] = []

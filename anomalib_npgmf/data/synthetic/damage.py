@@ -1,4 +1,4 @@
-"""Local damage to parts that are drawn already: what makes a structural anomaly."""
+"""Local damage to drawn parts: the structural anomalies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def scratch(surface: Surface, x: float, y: float, size: float, rng: np.random.Generator) -> Mask:
-    """Score a bright, slightly bent line into the surface."""
+    """Draw a scratch: a bright, slightly bent groove."""
     half, bend = size * rng.uniform(9, 16), rng.uniform(-0.012, 0.012)
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=half + 4)
     distance = capsule(frame.u, frame.v - bend * frame.u**2, half, size**0.5 * rng.uniform(0.8, 1.2))
@@ -27,7 +27,7 @@ def scratch(surface: Surface, x: float, y: float, size: float, rng: np.random.Ge
 
 
 def dent(surface: Surface, x: float, y: float, size: float, rng: np.random.Generator) -> Mask:
-    """Press a hollow with a raised rim into the surface."""
+    """Draw a dent with a raised rim."""
     radius = size * rng.uniform(6, 9)
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=2 * radius)
     r2 = (frame.u**2 + (1.3 * frame.v) ** 2) / radius**2
@@ -38,7 +38,7 @@ def dent(surface: Surface, x: float, y: float, size: float, rng: np.random.Gener
 
 
 def stain(surface: Surface, x: float, y: float, size: float, rng: np.random.Generator) -> Mask:
-    """Spill something dark and oily."""
+    """Draw a dark, oily stain."""
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=16 * size)
     distance = blob(frame.u, frame.v, size * rng.uniform(6, 9), rng)
     colour = np.array([0.30, 0.20, 0.10], np.float32) * rng.uniform(0.6, 1.2)
@@ -47,7 +47,7 @@ def stain(surface: Surface, x: float, y: float, size: float, rng: np.random.Gene
 
 
 def crumb(surface: Surface, x: float, y: float, size: float, rng: np.random.Generator) -> Mask:
-    """Leave a foreign crumb on top."""
+    """Draw a foreign crumb on top."""
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=11 * size)
     distance = blob(frame.u, frame.v, size * rng.uniform(4.0, 6.0), rng)
     grain = noise(distance.shape, (5, 5), rng)[..., None]
@@ -60,7 +60,7 @@ _CRUMBS = ((0.55, 0.38, 0.20), (0.22, 0.20, 0.18), (0.30, 0.36, 0.20), (0.62, 0.
 
 
 def fibre(surface: Surface, x: float, y: float, size: float, rng: np.random.Generator) -> Mask:
-    """Leave a curled fibre on top."""
+    """Draw a curled fibre on top."""
     length, curl = size * rng.uniform(13, 20), size * rng.uniform(3, 7)
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=length + 12)
     wave = curl * np.sin(frame.u / length * rng.uniform(2.0, 3.5) + rng.uniform(0, 2 * np.pi))
@@ -83,7 +83,7 @@ DAMAGES = (*ON_TOP, "chip")
 
 
 def apply(name: str, surface: Surface, background: Surface, part: Mask, size: float, rng: np.random.Generator) -> Mask:
-    """Damage a part somewhere.
+    """Damage a part at a random position.
 
     Args:
         name: Key of :data:`ON_TOP`, or "chip": a piece of the part is broken off.
@@ -91,7 +91,7 @@ def apply(name: str, surface: Surface, background: Surface, part: Mask, size: fl
         background: The same scene without its parts.
         part: Points of the part, shape (H, W) of the surface.
         size: Size of the damage, 1 is a tenth of the scene for the longest.
-        rng: Source of the place and of what the damage looks like.
+        rng: Random generator of position and appearance.
 
     Returns:
         The damaged points, shape (H, W).
@@ -103,7 +103,7 @@ def apply(name: str, surface: Surface, background: Surface, part: Mask, size: fl
 
 
 def _chip(surface: Surface, background: Surface, part: Mask, size: float, rng: np.random.Generator) -> Mask:
-    """Break a piece off the edge of a part, so that the ground shows."""
+    """Break a piece off the edge of a part, where the ground becomes visible."""
     edge = part & ~cv2.erode(part.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     x, y = _point(surface, edge, rng)
     frame = surface.frame(x, y, rng.uniform(0, np.pi), reach=14 * size)

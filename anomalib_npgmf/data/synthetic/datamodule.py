@@ -1,4 +1,4 @@
-"""The data module: draws a category once, then reads it like MVTec LOCO AD."""
+"""Data module that draws a category once and then reads it like MVTec LOCO AD."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .writer import DrawingPlan, ensure_drawn
 class SyntheticLOCO(AnomalibDataModule):
     """Drawn images with logical and structural anomalies, in the layout of MVTec LOCO AD.
 
-    Light, colour temperature, texture, pose and position vary freely in normal images. Logical anomalies show normal
-    parts only and break the category's rule:
+    Light, colour temperature, texture, pose and position vary at random in normal images. Images with a logical anomaly
+    show only normal parts, but violate the rule of the category:
 
-    - ``loose_screws``, ``tablet_dish``: how many. A fixed number of two kinds of parts lies anywhere.
-    - ``cable_pairs``: which goes with which. The two plugs of a cable have one colour.
-    - ``sorting_tray``: where. Each kind of part has its compartment; the tray may be turned by half a circle.
-    - ``filled_vials``: how much. Three vials are filled to one level, which is free.
+    - ``loose_screws``, ``tablet_dish``: number. There is a fixed number of two kinds of parts, at random positions.
+    - ``cable_pairs``: combination. The two plugs of a cable have the same colour.
+    - ``sorting_tray``: position. Each kind of part has its compartment; the tray may be turned by 180 degrees.
+    - ``filled_vials``: amount. Three vials are filled to the same level, which varies between images.
 
     Structural anomalies are local damage: scratch, dent, chip, stain, crumb, fibre, bent screw, cracked glass.
     ``anomalib.data.MVTecLOCO(root, category)`` reads the folder as well.
 
     Args:
-        root: Folder of all categories. None stands for anomalib's cache of data sets.
+        root: Folder of all categories; None means anomalib's cache of data sets.
         category: One of the names above.
         image_size: Side of the drawn images, or their height and width, pixels.
         num_train: Number of normal training images.
         num_validation: Number of normal validation images.
         num_test_good: Number of normal test images.
-        num_test_logical: Number of test images with a logical anomaly; the category's kinds take turns.
+        num_test_logical: Number of test images with a logical anomaly; the category's defect types alternate.
         num_test_structural: Number of test images with a structural anomaly; likewise.
         train_batch_size: Training batch size.
         eval_batch_size: Validation and test batch size.
@@ -43,7 +43,7 @@ class SyntheticLOCO(AnomalibDataModule):
         val_augmentations: Augmentations of the validation images.
         test_augmentations: Augmentations of the test images.
         augmentations: Augmentations where no more specific ones are given.
-        seed: Seed of the drawing. Other seeds need another root.
+        seed: Random seed of the images. Another seed needs another root.
 
     Raises:
         ValueError: If an argument is out of range, or, when the images are needed, if the folder holds others.
@@ -107,11 +107,11 @@ class SyntheticLOCO(AnomalibDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Draw the images unless they are on disk."""
+        """Draw the images unless they exist."""
         ensure_drawn(self.root, self.plan)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Read the three splits; draws first where nobody called :meth:`prepare_data`."""
+        """Read the three splits; draws the images first if :meth:`prepare_data` was not called."""
         self.prepare_data()
         self.train_data, self.val_data, self.test_data = (
             MVTecLOCODataset(root=self.root, category=self.category, split=split)

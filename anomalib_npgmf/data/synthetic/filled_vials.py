@@ -1,4 +1,4 @@
-"""How much: three vials hold the same amount of the same liquid."""
+"""Category filled_vials: three vials contain the same amount of the same liquid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOP, _BOTTOM = -74.0, 84.0
 
 
 class FilledVials(Scene):
-    """Three vials whose common fill level and liquid are free; one that holds clearly less or more is the anomaly."""
+    """Three vials with the same random fill level and liquid; in a logical anomaly one has clearly less or more."""
 
     name: ClassVar[str] = "filled_vials"
     logical: ClassVar[tuple[DefectKind, ...]] = (
@@ -33,10 +33,10 @@ class FilledVials(Scene):
     damage_size: ClassVar[float] = 0.55
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Stand the vials up; see :meth:`Scene.arrange`."""
+        """Arrange the vials; see :meth:`Scene.arrange`."""
         colour = np.asarray(_LIQUIDS[rng.integers(len(_LIQUIDS))], np.float32)
         low, high = 0.25, 0.80
-        # The odd vial's level stays within the range of normal ones, so that only the comparison gives it away.
+        # The deviating vial's level is in the range of normal ones: only the comparison with the others reveals it.
         change = rng.uniform(0.22, 0.36) * {"underfilled": -1, "overfilled": 1}.get(defect or "", 0)
         level = rng.uniform(low - min(change, 0), high - max(change, 0))
         levels = level + rng.uniform(-0.012, 0.012, 3)
@@ -85,7 +85,7 @@ def _vial(surface: Surface, frame: Frame, level: float, colour: Array) -> Mask:
 
 
 def _droplets(surface: Surface, frame: Frame, rng: np.random.Generator) -> None:
-    """Let a few drops and air bubbles stick to the glass."""
+    """Draw a few drops and air bubbles on the glass."""
     for _ in range(rng.integers(1, 8)):
         x, y = rng.uniform(-17, 17), rng.uniform(_TOP, _BOTTOM - 6)
         body = disc(frame.u - x, frame.v - y, rng.uniform(1.2, 2.8))

@@ -1,4 +1,4 @@
-"""How many: three screws and four nuts lie anywhere in a tray."""
+"""Category loose_screws: three screws and four nuts at random positions in a tray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LooseScrews(Scene):
-    """Three screws and four nuts, anywhere and at any angle; one too few or too many of either is the anomaly."""
+    """Three screws and four nuts at random positions and angles; a logical anomaly has one too few or too many."""
 
     name: ClassVar[str] = "loose_screws"
     logical: ClassVar[tuple[DefectKind, ...]] = (
@@ -29,7 +29,7 @@ class LooseScrews(Scene):
     damage_size: ClassVar[float] = 1.4
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Lay the tray out; see :meth:`Scene.arrange`."""
+        """Arrange the tray; see :meth:`Scene.arrange`."""
         screws = 3 + (defect == "extra_screw") - (defect == "missing_screw")
         nuts = 4 + (defect == "extra_nut") - (defect == "missing_nut")
         surface = Surface(image_size, Camera.random(rng, shift=4, degrees=4, zoom=0.03))

@@ -1,4 +1,4 @@
-"""Small parts that more than one category shows: screws, nuts, washers, springs, and the ground they lie on."""
+"""Parts used by several categories: screws, nuts, washers, springs, fuses, and the ground below them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def ground(
     rng: np.random.Generator,
     relief: float = 0.12,
 ) -> None:
-    """Cover the whole surface with a material; its tone and texture vary freely.
+    """Cover the whole surface with a material; its tone and texture vary at random.
 
     Args:
         surface: Scene to draw into.

@@ -1,4 +1,4 @@
-"""Places for loose parts that neither touch each other nor leave the ground."""
+"""Random positions of loose parts that neither touch each other nor leave the ground."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part lies.
+    """Position and angle of a part.
 
     Args:
         x: Horizontal position, scene units.
@@ -24,7 +24,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outline:
-    """Room that a part needs: a stadium.
+    """Outline of a part with its margin: a stadium.
 
     Args:
         half_length: Half the length of its axis, scene units.

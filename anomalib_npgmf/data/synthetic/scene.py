@@ -1,4 +1,4 @@
-"""What a category of drawn images is: its rule, its defects, one picture at a time."""
+"""Base class of a category of drawn images: its rule and its defects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DefectKind:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished picture.
+    """A finished image.
 
     Args:
         image: RGB image of shape (H, W, 3).
@@ -82,7 +82,7 @@ class Layout:
 
 
 class Scene(ABC):
-    """A category: what is normal, and which ways there are to break the rule or a part.
+    """A category: its normal images, logical anomalies and damages.
 
     Attributes:
         name: Name of the category, words joined by underscores.
@@ -101,7 +101,7 @@ class Scene(ABC):
         return [*self.logical, *(DefectKind(name, "structural_anomalies") for name in self.damages)]
 
     def draw(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None = None) -> Drawing:
-        """Draw one picture.
+        """Draw one image.
 
         Args:
             image_size: Height and width, pixels.
@@ -120,7 +120,7 @@ class Scene(ABC):
 
     @abstractmethod
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Lay the parts out.
+        """Arrange the parts.
 
         Args:
             image_size: Height and width, pixels.

@@ -1,4 +1,4 @@
-"""Where: four kinds of parts, each in its own compartment."""
+"""Category sorting_tray: four kinds of parts, each in its own compartment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HALF = 54.0
 """Distance of a compartment's centre from the tray's, scene units."""
 _KINDS = (parts.washer, parts.spring, parts.fuse, parts.nut)
-_PART_AREA = parts.NUT_AREA  # of the smallest kind: enough to point at any of them
+_PART_AREA = parts.NUT_AREA  # of the smallest kind: sufficient to locate any of them
 
 
 class SortingTray(Scene):
@@ -36,7 +36,7 @@ class SortingTray(Scene):
     damage_size: ClassVar[float] = 1.5
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Fill the tray; see :meth:`Scene.arrange`."""
+        """Arrange the parts; see :meth:`Scene.arrange`."""
         kinds = list(range(4))
         wrong: list[int] = []
         if defect == "swapped_parts":

@@ -41,7 +41,7 @@ class Camera:
 
     @classmethod
     def random(cls, rng: np.random.Generator, shift: float, degrees: float, zoom: float) -> Camera:
-        """Draw a pose; each argument is the largest deviation from the straight view."""
+        """Draw a pose; each argument is the largest difference from the straight view."""
         return cls(
             shift=(rng.uniform(-shift, shift), rng.uniform(-shift, shift)),
             angle=np.deg2rad(rng.uniform(-degrees, degrees)),
@@ -159,7 +159,7 @@ class Surface:
         gloss: float = 0.1,
         opacity: float = 1.0,
     ) -> Mask:
-        """Lay a part over what is there.
+        """Draw a part over the scene.
 
         Args:
             frame: Coordinates of the part.
@@ -188,16 +188,16 @@ class Surface:
         return cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) >= 0.5
 
     def photograph(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Light the scene and expose it; light, colour temperature, exposure, sharpness and noise vary freely.
+        """Light the scene and expose it; light, colour temperature, exposure, sharpness and noise vary at random.
 
         Args:
-            rng: Source of the variation.
+            rng: Random generator.
 
         Returns:
             RGB image of shape (*image_size, 3).
         """
         unit = self._pixels_per_unit
-        # From the upper left, like the lamp of an inspection rig that nobody aligned twice the same way.
+        # From the upper left, with random angles, as a lamp that is not aligned in the same way twice.
         azimuth, elevation = np.deg2rad(rng.uniform(-200, -70)), np.deg2rad(rng.uniform(45, 60))
         light = np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)
         halfway = light[0], light[1], light[2] + 1
@@ -218,7 +218,7 @@ class Surface:
         return _expose(image, rng)
 
     def _shadow(self, azimuth: float, slope: float) -> Array:
-        """Share of the direct light that higher points take from lower ones, shape (H, W), in [0, 1]."""
+        """Fraction of the direct light that higher points block for lower ones, shape (H, W), in [0, 1]."""
         unit = self._pixels_per_unit
         shadow = np.zeros_like(self.height)
         for distance in (1.0, 2.0, 3.5, 5.0, 7.0, 9.0):

@@ -1,4 +1,4 @@
-"""How many: four round tablets and three capsules lie anywhere in a dish."""
+"""Category tablet_dish: four round tablets and three capsules at random positions in a dish."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHELL = (0.74, 0.58, 0.30)
 
 
 class TabletDish(Scene):
-    """Four round tablets and three capsules, anywhere; one too few or too many of either is the anomaly."""
+    """Four round tablets and three capsules at random positions; a logical anomaly has one too few or too many."""
 
     name: ClassVar[str] = "tablet_dish"
     logical: ClassVar[tuple[DefectKind, ...]] = (
@@ -35,7 +35,7 @@ class TabletDish(Scene):
     damage_size: ClassVar[float] = 1.5
 
     def arrange(self, image_size: tuple[int, int], rng: np.random.Generator, defect: str | None) -> Layout:
-        """Lay the dish out; see :meth:`Scene.arrange`."""
+        """Arrange the dish; see :meth:`Scene.arrange`."""
         tablets = 4 + (defect == "extra_tablet") - (defect == "missing_tablet")
         capsules = 3 + (defect == "extra_capsule") - (defect == "missing_capsule")
         surface = Surface(image_size, Camera.random(rng, shift=5, degrees=20, zoom=0.03))

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 SCENES: dict[str, type[Scene]] = {
     scene.name: scene for scene in (LooseScrews, TabletDish, CablePairs, SortingTray, FilledVials)
 }
-"""Category name to what draws it."""
+"""Class of each category, by name."""
 
 MIN_SIDE = 64
 """Shortest side of an image, pixels: below it a scratch is thinner than a pixel."""
 
 _VERSION = 1
-"""Raise whenever the same arguments draw other images."""
+"""Increase it when the same arguments draw other images."""
 
 _RECORD = "drawing.json"
 
@@ -48,9 +48,9 @@ class DrawingPlan:
         num_train: Images in `train/good`.
         num_validation: Images in `validation/good`.
         num_test_good: Images in `test/good`.
-        num_test_logical: Images in `test/logical_anomalies`; the category's defects take turns.
+        num_test_logical: Images in `test/logical_anomalies`; the category's defect types alternate.
         num_test_structural: Images in `test/structural_anomalies`; likewise.
-        seed: Seed of everything that varies. Image k of a folder does not depend on how many there are.
+        seed: Random seed. Image k of a folder does not depend on the number of images.
 
     Raises:
         ValueError: If the category is unknown, the images are too small, a count is below one or the seed negative.
@@ -97,10 +97,10 @@ class DrawingPlan:
 
 
 def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
-    """Draw the category unless the folder holds it already.
+    """Draw the category unless the folder contains it already.
 
-    The images are drawn into a temporary folder beside the final one and moved there at once, so an interrupted run
-    leaves nothing that looks finished and two processes may call this at the same time.
+    The images are drawn into a temporary folder, which is then renamed. So an interrupted run leaves no incomplete
+    category, and several processes may call this at the same time.
 
     Args:
         root: Folder of all categories.
