@@ -45,7 +45,7 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
             parser.add_argument(flag, action="store_true")
             continue
         several, bare = isinstance(default, list), isinstance(default, type)
-        kind = default if bare else type(([*default, ''])[0]) if several else type(default)
+        kind = default if bare else type(([*default, ""])[0]) if several else type(default)
         value = {} if bare else {"default": default, "help": "default: %(default)s"}
         parser.add_argument(flag, type=kind, nargs="*" if several else None, **value)
     parsed = parser.parse_args()

@@ -72,22 +72,23 @@ def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
     """Everything that the model says of the test images."""
     data.setup("test")
     post: Any = model.post_processor
+    net = model.model
     rows = []
     for batch in data.test_dataloader():
         images = model.pre_processor.transform(batch.image)
-        found = model.model.branch_maps(images, details=True)
-        merged = model.model.merge(found.maps)
+        found = net.branch_maps(images, details=True)
+        merged = net.merge(found.maps)
         scores = post._normalize(merged.pred_score, post.image_min, post.image_max, post.image_threshold)
-        maps = model.model.merger.calibrated_maps(found.maps) | {"merged": merged.anomaly_map}
-        parts = dominant_part(model.model.merger, found.maps)
+        maps = net.merger.calibrated_maps(found.maps) | {"merged": merged.anomaly_map}
+        parts = dominant_part(net.merger, found.maps)
         for index, path in enumerate(batch.image_path):
-            image = sized(to_rgb(images[index]))
+            image = sized(to_rgb(images[index], net.mean, net.std))
             pictures = {"image": image, "ground truth": outline(image, batch.gt_mask[index].squeeze().bool().numpy())}
             for name, part in maps.items():
                 plane = post._normalize(part[index].squeeze(), post.pixel_min, post.pixel_max, post.pixel_threshold)
                 pictures[f"{name} map"] = heat_map(image, cv2.resize(plane.numpy(), (PANEL, PANEL)))
             assert found.reconstruction is not None
-            pictures["what normal\nwould look like"] = sized(to_rgb(found.reconstruction[index]))
+            pictures["what normal\nwould look like"] = sized(to_rgb(found.reconstruction[index], net.mean, net.std))
             rows.append(Row(str(kind_of(Path(path))), float(scores[index]), parts[index], pictures))
     return rows
 
