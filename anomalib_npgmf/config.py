@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from anomalib_npgmf.backbone.network import normalisation_of
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
@@ -78,6 +79,12 @@ class ModelConfig:
         return max(used, key=lambda size: size[0] * size[1])
 
     @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels that the first network in use was trained with."""
+        name = self.structural_backbone if self.branches == "structural" else None
+        return normalisation_of(name or self.backbone)
+
+    @property
     def composition_levels(self) -> tuple[int, ...]:
         """Levels that the composition branch reads."""
         return () if self.composition is None else self.composition.levels
@@ -133,10 +140,9 @@ PRESETS: dict[str, ModelConfig] = {
     "fast": _FAST,
     # Beyond the paper: adds the composition score; merges by maximum.
     "plus": replace(_FAST, merging="maximum", composition=CompositionConfig()),
-    # A laptop, no download.
+    # A laptop, no download: the network's weights are installed with the package.
     "small": ModelConfig(
-        backbone="resnet18",
-        backbone_weights="random",
+        backbone="tf_efficientnet_lite0",
         structural_backbone=None,
         structural_image_size=(256, 256),
         text_prior="learned",

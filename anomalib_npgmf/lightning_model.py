@@ -206,8 +206,8 @@ class Npgmf(AnomalibModule):
         return [Load16BitGrayscale(), PrepareFit(), *([others] if isinstance(others, Callback) else others)]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
-        """Resize to the larger of the branches' sizes, and ImageNet's normalisation."""
-        return defaults.pre_processor(image_size or self.settings.image_size)
+        """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""
+        return defaults.pre_processor(image_size or self.settings.image_size, *self.settings.normalisation)
 
     configure_post_processor = CalibratedPostProcessor
     configure_evaluator = staticmethod(defaults.evaluator)

@@ -62,6 +62,11 @@ class NpgmfModel(nn.Module):
         config: What to build; see `anomalib_npgmf.config`.
         text_dim: Length of the text embedding.
 
+    Attributes:
+        mean: Mean of each channel by which input images are normalised: that of the logical branch's network, or of the
+            structural branch's where that is the only one.
+        std: Standard deviation of each channel, likewise.
+
     Example:
         >>> from anomalib_npgmf.config import resolve
         >>> model = NpgmfModel(resolve("small", {"logical_image_size": 128, "branches": "logical"}))
@@ -71,6 +76,9 @@ class NpgmfModel(nn.Module):
         >>> model.eval()(torch.randn(2, 3, 128, 128)).anomaly_map.shape
         torch.Size([2, 1, 128, 128])
     """
+
+    mean: tuple[float, ...] = Backbone.mean  # of files written before networks had their own
+    std: tuple[float, ...] = Backbone.std
 
     def __init__(self, config: ModelConfig, text_dim: int = 512) -> None:
         super().__init__()
@@ -82,7 +90,7 @@ class NpgmfModel(nn.Module):
         self.structural_encoder: Backbone | None = None
         structural_name = config.structural_backbone or config.backbone
         if config.branches != "structural":
-            self.encoder = Backbone(config.backbone, self._encoder_levels())
+            self.encoder = Backbone(config.backbone, self._encoder_levels(), config.logical_image_size)
             used = config.logical.levels or self.encoder.levels
             self._logical_inputs = [self.encoder.levels.index(level) for level in used]
             rectified = self.encoder.rectified()
@@ -99,7 +107,7 @@ class NpgmfModel(nn.Module):
             if not config.shares_backbone:
                 # The composition branch reads this network too, which sees the larger images.
                 levels = {*config.structural.levels, *config.composition_levels}
-                self.structural_encoder = Backbone(structural_name, sorted(levels))
+                self.structural_encoder = Backbone(structural_name, sorted(levels), config.structural_image_size)
             source = self.structural_encoder or self.encoder
             assert source is not None
             if missing := [level for level in config.structural.levels if level not in source.levels]:
@@ -117,6 +125,9 @@ class NpgmfModel(nn.Module):
             self._composition_inputs = [source.levels.index(level) for level in config.composition_levels]
             channels = [source.channels[i] for i in self._composition_inputs]
             self.composition = CompositionBranch(config.composition_levels, channels, config.composition)
+        source = self.encoder or self.structural_encoder
+        assert source is not None
+        self.mean, self.std = source.mean, source.std
         self.resize_logical = self._resize_to(config.logical_image_size)
         self.resize_structural = self._resize_to(config.structural_image_size)
         self.merger = MapMerger(
@@ -169,7 +180,7 @@ class NpgmfModel(nn.Module):
             raw = self.encoder(self.resize_logical(image))
         source = raw
         if self.structural_encoder is not None and (bank or composition):
-            source = self.structural_encoder(self.resize_structural(image))
+            source = self.structural_encoder(self._renormalised(self.resize_structural(image)))
         levels: list[Tensor] = []
         if self.logical is not None and "logical" in parts:
             levels = self.logical.standardise([raw[i] for i in self._logical_inputs])
@@ -178,6 +189,15 @@ class NpgmfModel(nn.Module):
             [source[i] for i in self._structural_inputs] if bank else [],
             [source[i] for i in self._composition_inputs] if composition else [],
         )
+
+    def _renormalised(self, image: Tensor) -> Tensor:
+        """Bring images from the normalisation of the model's input to that of the structural branch's network."""
+        network = self.structural_encoder
+        assert network is not None
+        if (network.mean, network.std) == (self.mean, self.std):
+            return image
+        given, own = ([image.new_tensor(v).view(-1, 1, 1) for v in (n.mean, n.std)] for n in (self, network))
+        return (image * given[1] + given[0] - own[0]) / own[1]
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:

@@ -69,7 +69,8 @@ def folder_of(folder: Path, **changes: Any) -> Folder:
 def make_model(**changes: Any) -> Npgmf:
     """The small preset over timm's smallest network with five levels, slimmer still."""
     logical = SLIM_LOGICAL | changes.pop("logical", {})
-    options: dict[str, Any] = {"preset": "small", "backbone": "test_resnet", "logical_image_size": SIDE} | changes
+    network = {"backbone": "test_resnet", "backbone_weights": "random"}
+    options: dict[str, Any] = {"preset": "small", "logical_image_size": SIDE} | network | changes
     return Npgmf(logical=logical, **options)
 
 

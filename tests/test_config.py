@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from anomalib_npgmf.backbone.packaged import packaged_weights
 from anomalib_npgmf.config import PRESETS, ModelConfig, resolve
 
 
@@ -43,7 +44,8 @@ def test_one_pass_serves_both_branches(name: str) -> None:
 
 def test_small_needs_no_download() -> None:
     small = PRESETS["small"]
-    assert small.backbone_weights == "random"
+    assert small.backbone_weights is None
+    assert packaged_weights(small.backbone) is not None
     assert small.text_prior != "clip"
 
 
@@ -56,8 +58,8 @@ def test_small_needs_no_download() -> None:
         ({"logical_image_size": 128}, True),
         ({"structural_image_size": 512}, False),
         ({"structural_backbone": "resnet34"}, False),
-        ({"structural_backbone": "resnet18", "structural_backbone_weights": "random"}, True),
-        ({"structural_backbone": "resnet18", "structural_backbone_weights": "other.pth"}, False),
+        ({"structural_backbone": "tf_efficientnet_lite0"}, True),
+        ({"structural_backbone": "tf_efficientnet_lite0", "structural_backbone_weights": "other.pth"}, False),
         ({"branches": "logical"}, False),
     ],
 )

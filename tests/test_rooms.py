@@ -16,7 +16,7 @@ ALLOWED = {
     **dict.fromkeys(PARTS, BASE),
     "metrics": {"distributed"},
     "data": {"host"},  # the compatibility list names what it works around
-    "config": set(PARTS),
+    "config": {*PARTS, "backbone"},
     "torch_model": {*PARTS, *BASE, "config"},
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics", "export"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},

@@ -185,3 +185,19 @@ def test_weights_go_to_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(model.encoder), "load_weights", lambda self, weights: loaded.append((self, weights)))
     model.load_weights()
     assert loaded == [(model.encoder, "a.pth"), (model.structural_encoder, "a.pth")]
+
+
+def test_each_network_sees_images_normalised_as_it_was_trained() -> None:
+    """ImageNet's statistics for the logical branch's network, 0.5 for the other."""
+    settings = {"backbone": "resnet18", "structural_backbone": "tf_efficientnet_lite0", "logical_image_size": 128}
+    model = NpgmfModel(resolve("small", settings | {"structural_image_size": 128}, SLIM_LOGICAL)).eval()
+    assert model.encoder is not None
+    assert model.structural_encoder is not None
+    assert (model.mean, model.std) == (model.encoder.mean, model.encoder.std)
+    assert model.structural_encoder.mean == (0.5, 0.5, 0.5) != model.mean
+    image = torch.rand(2, 3, 128, 128)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.mean, model.std))
+    found = model.features((image - mean) / std).structural
+    expected = model.structural_encoder((image - 0.5) / 0.5)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)

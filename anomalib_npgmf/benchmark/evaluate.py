@@ -79,7 +79,9 @@ class TestPass(Callback):
         if found is None:
             return
         if found.reconstruction is not None:
-            self.reconstructions.update(zip(paths, map(to_rgb, found.reconstruction), strict=True))
+            mean, std = module.model.mean, module.model.std
+            pictures = [to_rgb(image, mean, std) for image in found.reconstruction]
+            self.reconstructions.update(zip(paths, pictures, strict=True))
         if len(found.maps) > 1:
             for branch, raw in found.maps.items():
                 alone = module.model.merge({branch: raw})

@@ -13,7 +13,7 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
 `anomalib_npgmf.host.post_processor` |
-| ``MVTecLOCO`` needs pandas 2 | 2.7, no issue known | `anomalib_npgmf.data.loco` |
+| ``MVTecLOCO``, ``MVTecAD2`` and ``Tabular`` need pandas 2 | 2.7, no issue known | the bound in pyproject.toml |
 """
 
 from collections.abc import Iterable

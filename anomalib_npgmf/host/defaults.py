@@ -1,5 +1,7 @@
 """Npgmf's answers to what anomalib asks every model for: pre-processing, metrics, optimiser."""
 
+from collections.abc import Sequence
+
 import torch
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.pre_processing import PreProcessor
@@ -7,14 +9,12 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_npgmf.metrics import loco_metrics
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 GRADIENT_CLIP = 1.0  # largest norm of the gradients where the trainer sets none
 
 
-def pre_processor(size: tuple[int, int]) -> PreProcessor:
-    """Antialiased resize to ``size``, height and width, and ImageNet's normalisation."""
-    return PreProcessor(Compose([Resize(size, antialias=True), Normalize(IMAGENET_MEAN, IMAGENET_STD)]))
+def pre_processor(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> PreProcessor:
+    """Antialiased resize to ``size``, height and width, and normalisation of the channels."""
+    return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean, std)]))
 
 
 def evaluator() -> Evaluator:

@@ -1,5 +1,7 @@
 """Drawing: scores laid over an image, outlines of a mask, pictures side by side under a line of text."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -50,22 +52,23 @@ def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int
     return np.asarray(cv2.drawContours(image.copy(), contours, -1, colour, 2), dtype=np.uint8)
 
 
-def to_rgb(normalised: Tensor) -> Picture:
-    """Undo ImageNet's normalisation.
+def to_rgb(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> Picture:
+    """Undo a normalisation.
 
     Args:
         normalised: [3, H, W].
+        mean: Of each channel.
+        std: Standard deviation of each channel.
 
     Returns:
         RGB, [H, W, 3].
 
     Example:
-        >>> to_rgb(torch.zeros(3, 1, 1)).ravel().tolist()  # the mean colour of ImageNet
+        >>> to_rgb(torch.zeros(3, 1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).ravel().tolist()
         [124, 116, 104]
     """
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    rgb = (normalised.float().cpu() * std + mean).clamp(0, 1) * 255
+    scale, shift = (torch.tensor(values).view(3, 1, 1) for values in (std, mean))
+    rgb = (normalised.float().cpu() * scale + shift).clamp(0, 1) * 255
     return np.asarray(rgb.round().byte().permute(1, 2, 0).numpy(), dtype=np.uint8)
 
 

@@ -7,15 +7,16 @@ from typing import Any, Final
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
-    "composition.reading": "composition.histogram",
-    "map_statistics": "merging.statistics",
-    "post_processor": "host.post_processor",
-    "presets": "config",
-    "resize": "backbone.resize",
-    "structural.memory_bank": "structural.bank",
-    "visualizer": "host.visualizer",
+    "composition.reading": f"{_PACKAGE}.composition.histogram",
+    "logical.small_maps": "torch.nn",
+    "map_statistics": f"{_PACKAGE}.merging.statistics",
+    "post_processor": f"{_PACKAGE}.host.post_processor",
+    "presets": f"{_PACKAGE}.config",
+    "resize": f"{_PACKAGE}.backbone.resize",
+    "structural.memory_bank": f"{_PACKAGE}.structural.bank",
+    "visualizer": f"{_PACKAGE}.host.visualizer",
 }
-_RENAMED: Final = {"Reading": "CodeHistograms"}
+_RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "DoublingConv2d": "ConvTranspose2d"}
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 
 
@@ -26,7 +27,7 @@ def add_former_modules() -> None:
     """
     for former, present in _MOVED.items():
         name, module = f"{_PACKAGE}.{former}", ModuleType(f"{_PACKAGE}.{former}")
-        vars(module).update(vars(import_module(f"{_PACKAGE}.{present}")))
+        vars(module).update(vars(import_module(present)))
         for before, after in _RENAMED.items():
             if after in vars(module):
                 setattr(module, before, getattr(module, after))

@@ -152,7 +152,8 @@ class NpgmfVisualizer(ImageVisualizer):
         """
         assert batch.anomaly_map is not None
         assert batch.image is not None
-        branch_maps, merger, post = maps_of(batch), module.model.merger, module.post_processor
+        branch_maps, model, post = maps_of(batch), module.model, module.post_processor
+        merger = model.merger
         assert branch_maps is not None
         parts = merger.calibrated_maps(branch_maps.maps)
         dominant = dominant_part(merger, branch_maps.maps)
@@ -161,7 +162,7 @@ class NpgmfVisualizer(ImageVisualizer):
         }
         pictures = []
         for index in range(len(batch.anomaly_map)):
-            image = self._picture(to_rgb(batch.image[index]))
+            image = self._picture(to_rgb(batch.image[index], model.mean, model.std))
             named = {"image": image}
             if batch.gt_mask is not None:
                 named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
@@ -175,7 +176,9 @@ class NpgmfVisualizer(ImageVisualizer):
                 named[f"composition map, code {explanations[index].code}"] = marked
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
             if branch_maps.reconstruction is not None:
-                named["reconstruction"] = self._picture(to_rgb(branch_maps.reconstruction[index]))
+                named["reconstruction"] = self._picture(
+                    to_rgb(branch_maps.reconstruction[index], model.mean, model.std)
+                )
             score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
             label = None if batch.pred_label is None else bool(batch.pred_label[index])
             dominant_name = dominant[index] if len(parts) > 1 else None

@@ -165,12 +165,6 @@ def test_unknown_network(name: str) -> None:
         Backbone(name)
 
 
-def test_network_without_a_pyramid() -> None:
-    """All levels of a plain transformer have one stride."""
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 has only 1 distinct feature level.*pyramid"):
-        Backbone("vit_tiny_patch16_224")
-
-
 def test_level_that_the_network_lacks() -> None:
     with pytest.raises(ValueError, match=r"convnext_atto has the feature levels \(2, 3, 4, 5\), not \[1\]"):
         Backbone("convnext_atto", levels=(1, 2))

@@ -26,6 +26,8 @@ KINDS: dict[str, dict[str, Any]] = {
     # Two input sizes, the resize from the larger to the smaller in the graph.
     "small": {
         "preset": "small",
+        "backbone": "resnet18",
+        "backbone_weights": "random",
         "logical_image_size": 128,
         "structural_image_size": 256,
         "logical": SLIM,
@@ -50,7 +52,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "structural_image_size": 128,
         "structural": {"coreset_ratio": 0.1},
     },
-    BANK_ALONE: {"preset": "small", "branches": "structural", "structural_image_size": 128},
+    BANK_ALONE: {
+        "preset": "small",
+        "backbone": "resnet18",
+        "backbone_weights": "random",
+        "branches": "structural",
+        "structural_image_size": 128,
+    },
 }
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 from _factory import make_model
+from torch import nn
 
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.backbone import AntialiasedResize, Backbone
@@ -18,6 +19,8 @@ from anomalib_npgmf.structural import MemoryBank
 BEFORE = {
     "backbone Backbone": Backbone,
     "composition.reading Reading": CodeHistograms,
+    "logical.small_maps DoublingConv2d": nn.ConvTranspose2d,
+    "logical.small_maps HalvingConv2d": nn.Conv2d,
     "merging CompositionMerger": CompositionMerger,
     "merging MapMerger": MapMerger,
     "post_processor CalibratedPostProcessor": CalibratedPostProcessor,

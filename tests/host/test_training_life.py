@@ -48,7 +48,9 @@ def test_gradients_are_clipped_to_one(category: Path, tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return 1e3 * super().training_step(batch, batch_idx)
 
-    model = Watched(preset="small", backbone="test_resnet", logical_image_size=128, branches="logical")
+    model = Watched(
+        preset="small", backbone="test_resnet", backbone_weights="random", logical_image_size=128, branches="logical"
+    )
     make_engine(tmp_path, limit_train_batches=2).fit(model, datamodule=mvtec(category.parent))
     assert norms
     assert max(norms) <= 1.0 + 1e-3

@@ -95,7 +95,7 @@ def test_maximum_of_calibrated_maps_by_hand() -> None:
 
 
 def test_composition_outdoes_the_branches_or_leaves_them() -> None:
-    """Both sides in standard deviations above the mean normal score, the composition minus a quarter; the larger counts."""
+    """Both sides in standard deviations above the mean normal score, the composition minus 0.25; the larger counts."""
     merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=gaussian_blur((32, 32)))
     assert merger.composition is not None
     merger.composition.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]))
