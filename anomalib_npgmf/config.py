@@ -16,7 +16,7 @@ class ModelConfig:
 
     Args:
         backbone: timm name of the logical branch's encoder.
-        backbone_weights: ``None`` for timm's published weights, ``"random"``, or the path of a local file.
+        backbone_weights: ``None`` for packaged weights, else timm's from its hub; ``"random"``; or a local file.
         structural_backbone: timm name of the memory bank's network; ``None`` shares the encoder's pass.
         structural_backbone_weights: As ``backbone_weights``.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
