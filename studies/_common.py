@@ -1,12 +1,13 @@
-"""What the studies share: command line, results files, Markdown tables, turns of timing, images and patches."""
+"""What the studies share: command line, results files, tables, times, memory, images and patches."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from anomalib_npgmf.benchmark.record import read
-from anomalib_npgmf.benchmark.timing import fix_threads
+from anomalib_npgmf.benchmark import tables
+from anomalib_npgmf.benchmark.record import hardware, read, resident, versions, write
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.structural import StructuralBranch
 from anomalib_npgmf.torch_model import NpgmfModel
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "studies" / "results"
+# what scripts were called when results were measured, and what they are called now
+RENAMED = {
+    "benchmarks/": "studies/",
+    "growth.py build": "bank.py growth",
+    "bank_accuracy.py": "bank.py accuracy",
+    "efficiency.py": "latency.py presets",
+    "latency.py --": "latency.py models --",
+}
 Row = dict[str, Any]
 Call = Callable[[], object]
 
@@ -43,13 +52,14 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
-            continue
-        several, bare = isinstance(default, list), isinstance(default, type)
-        kind = default if bare else type(([*default, ""])[0]) if several else type(default)
-        value = {} if bare else {"default": default, "help": "default: %(default)s"}
-        parser.add_argument(flag, type=kind, nargs="*" if several else None, **value)
+        elif isinstance(default, type):
+            parser.add_argument(flag, type=default)
+        elif isinstance(default, list):
+            parser.add_argument(flag, type=type(default[0]), nargs="*", default=default, help="default: %(default)s")
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
     parsed = parser.parse_args()
-    fix_threads(parsed.threads)
+    torch.set_num_threads(parsed.threads)
     return parsed
 
 
@@ -59,31 +69,52 @@ def load(name: str, folder: Path = RESULTS) -> Row:
     return read(path) if path.is_file() else {"rows": []}
 
 
+def save(path: Path, rows: Sequence[Row], **extra: object) -> None:
+    """Write rows with the command that runs now and where it runs, and print them."""
+    # where things lie on one machine means nothing on another
+    script, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    machine = hardware()
+    environment = {
+        **versions(),
+        "cpu": machine["processor"],
+        "threads": machine["threads"],
+        "load_average": os.getloadavg()[0],
+    }
+    command = " ".join(["python", f"studies/{Path(script).name}", *words])
+    write(path, {"command": command, "environment": environment, **extra, "rows": list(rows)})
+    print(table(rows), flush=True)
+
+
+def command_of(result: Row) -> str:
+    """The command of a results file, by today's name of the script."""
+    command: str = result["command"]
+    for former, name in RENAMED.items():
+        command = command.replace(former, name)
+    return command
+
+
 def source(result: Row) -> str:
     """How the figures of a results file came about."""
-    own, command = result["environment"], result["command"].replace("python benchmarks/", "python studies/")
+    own = result["environment"]
     where = f"{own['cpu']}, {own['threads']} thread(s), torch {own['torch']}"
-    return f"`{command}` on {where}, load average {own['load_average']:.0f}"
+    return f"`{command_of(result)}` on {where}, load average {own['load_average']:.0f}"
 
 
-def table(rows: Sequence[Row] | pd.DataFrame, *, aligned: bool = False) -> str:
-    """Markdown table; the columns are the keys of the first row.
+def table(rows: Sequence[Row] | pd.DataFrame) -> str:
+    """Markdown table; real numbers are shown with three digits, what is missing stays empty."""
+    frame = pd.DataFrame(rows, dtype=object)
+    texts = frame.where(frame.notna(), "").map(lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell))
+    return tables.table(frame.columns, texts.to_numpy().tolist())
 
-    ``DataFrame.to_markdown`` needs a further package and fills every cell with blanks up to the widest one.
 
-    Args:
-        rows: Values by column; real numbers are shown with three digits.
-        aligned: Whether numbers stand to the right; headings then stay as they are, else ``_`` becomes a blank.
-    """
-    rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
-    columns = list(rows[0])
-    texts = [
-        [f"{c:.3g}" if isinstance(c, float) else str(c) for c in (row.get(k, "") for k in columns)] for row in rows
-    ]
-    heading = columns if aligned else [column.replace("_", " ") for column in columns]
-    head, *body = (f"| {' | '.join(line)} |" for line in (heading, *texts))
-    rule = f"|---|{'---:|' * (len(columns) - 1)}" if aligned else f"|{' --- |' * len(columns)}"
-    return "\n".join([head, rule, *body])
+def section(name: str, columns: Sequence[str] | None = None, note: str = "") -> str:
+    """Table of a results file, with all columns or some, and how it came about."""
+    result = load(name)
+    if not result["rows"]:
+        return "Not measured yet."
+    frame = pd.DataFrame(result["rows"], dtype=object)
+    shown = frame[columns or list(frame)].rename(columns=lambda column: column.replace("_", " "))
+    return f"{table(shown)}\n\n{note}{source(result)}"
 
 
 def fill(page: Path, content: Mapping[str, str]) -> None:
@@ -93,13 +124,6 @@ def fill(page: Path, content: Mapping[str, str]) -> None:
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         text = f"{text.split(start)[0]}{start}\n{part}\n{end}{text.split(end)[1]}"
     page.write_text(text, encoding="utf-8")
-
-
-def spread(values: Iterable[float], sign: str = "", scale: float = 1.0) -> str:
-    """Mean and sample standard deviation over seeds, if there are several, with one decimal."""
-    known = [value for value in values if not math.isnan(value)]
-    mean = f"{round(scale * statistics.fmean(known), 1) + 0.0:{sign}.1f}" if known else ""  # + 0.0: no minus zero
-    return f"{mean} ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
 def take_turns(calls: Mapping[str, Call], seconds: float = 0.0, turns: int = 3, warmup: int = 1) -> pd.DataFrame:
@@ -118,6 +142,22 @@ def take_turns(calls: Mapping[str, Call], seconds: float = 0.0, turns: int = 3, 
         turn += 1
     times = pd.DataFrame(rows, columns=["name", "turn", "wall", "cpu"])
     return times[times.turn >= 0].set_index(["name", "turn"])
+
+
+def measure(call: Call, repeats: int = 3, warmup: int = 1) -> dict[str, float]:
+    """Median ``wall_s`` and ``cpu_s`` of a call; CPU time hardly depends on what else the machine does."""
+    return take_turns({"": call}, turns=repeats, warmup=warmup).median().add_suffix("_s").to_dict()
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """Record ``peak_bytes``, this process's resident memory at its peak in the block, and ``added_bytes`` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    found: dict[str, float] = {}
+    before = resident("VmRSS")
+    yield found
+    found["peak_bytes"] = resident("VmHWM")
+    found["added_bytes"] = found["peak_bytes"] - before
 
 
 def gflops(call: Call) -> float:
@@ -153,28 +193,17 @@ def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
     return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
 
 
-def photographs(folder: Path, count: int, size: int) -> Tensor:
-    """The first photographs below a folder as normalised images [count, 3, size, size]."""
-    from torchvision.io import ImageReadMode, read_image
-    from torchvision.transforms.v2.functional import resize
-
-    paths = sorted(path for path in folder.rglob("*.png") if "good" in path.parts)[:count]
-    images = [resize(read_image(str(path), ImageReadMode.RGB).float() / 255, [size, size]) for path in paths]
-    return (torch.stack(images) - 0.45) / 0.225
-
-
 @torch.no_grad()
-def patches(count: int, folder: Path | None = None, batch: int = 4) -> tuple[Tensor, str]:
-    """Patches [images, 1024, 1536] of a wide_resnet50_2 with random weights, and what they were made of.
+def patches(count: int, batch: int = 4) -> Tensor:
+    """Patches [count, 1024, 1536] of smooth images from a wide_resnet50_2 with random weights.
 
     Batch normalisation uses the statistics of the batch, so that activations keep a natural scale without training.
     """
-    images = photographs(folder, count, 256) if folder else smooth_images(count, 256)
     torch.manual_seed(0)
     network = timm.create_model("wide_resnet50_2", pretrained=False, features_only=True, out_indices=(2, 3)).train()
     branch = StructuralBranch(network.feature_info.channels())
-    text = "wide_resnet50_2, random weights, on " + ("photographs" if folder else "smooth noise images")
-    return torch.cat([branch.embed(network(chunk)).flatten(1, 2) for chunk in images.split(batch)]), text
+    images = smooth_images(count, 256)
+    return torch.cat([branch.embed(network(chunk)).flatten(1, 2) for chunk in images.split(batch)])
 
 
 def smooth_patches(index: int, side: int, dim: int = 1536) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from _common import Row, load, table
+from _common import Row, load, save, table
 from anomalib.data import ImageBatch
 from anomalib.models.components import GaussianBlur2d
 from PIL import Image
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
-from anomalib_npgmf.benchmark.record import write
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
@@ -138,6 +137,6 @@ def collect(
     for category, seed in todo:
         if f"{category}/{seed}" not in cells:
             cells[f"{category}/{seed}"] = measure(category, seed)
-            write(args.out / f"{name}.json", rows_of(cells), cells=cells, **extra)
-            print(f"{category}, seed {seed}", flush=True)
-    print(table(rows_of(cells)))
+            save(args.out / f"{name}.json", rows_of(cells), cells=cells, **extra)
+    if args.table:
+        print(table(rows_of(cells)))

@@ -1,133 +1,224 @@
-"""Memory bank: streaming build, its covering radius, search against anomalib's PatchCore, reduced and half banks.
+"""Memory bank: time, memory and accuracy of its selection, build and search.
 
-    python studies/bank.py build        # 350 images x 4096 patches x 1536, the LOCO size of the paper
-    python studies/bank.py cover [--photos FOLDER]
-    python studies/bank.py search [--photos FOLDER]
+    MALLOC_MMAP_THRESHOLD_=1000000 python studies/bank.py coreset  # the selection against anomalib's KCenterGreedy
+    python studies/bank.py build     # 350 images of 4096 patches, the LOCO size of the paper
+    python studies/bank.py growth    # builds of more and more images of 256 patches, each in a process of its own
+    python studies/bank.py cover     # covering radius after thinning every image, against that of one selection
+    python studies/bank.py search    # search in full, reduced and half banks, against anomalib's PatchCore
+    python studies/bank.py accuracy --weights mobilenetv2_100.pth --root drawings
 
-``build`` uses spatially smooth synthetic patches, the others a randomly initialised wide_resnet50_2. Each part writes
-``results/bank_<part>.json``.
+Patches are those of a wide_resnet50_2 with random weights, in ``build`` and ``growth`` smooth synthetic ones.
+``accuracy`` scores the structural branch on drawn images: means over the categories, mean and sample standard deviation
+over seeds, and of the difference from the exact selection in float32, seed by seed.
+
+anomalib's selection takes equal steps and is timed over ``--baseline-steps`` of them. The environment variable keeps
+its memory from growing.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from _common import Row, options, patches, smooth_patches, table
+from _common import Row, measure, options, patches, peak_memory, save, smooth_patches
+from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
+from lightning import seed_everything
 from torch import Tensor
 
-from anomalib_npgmf.benchmark.record import write
-from anomalib_npgmf.benchmark.timing import measure, peak_memory
-from anomalib_npgmf.structural import MemoryBank, covering_radius, select_coreset
+from anomalib_npgmf.benchmark.tables import spread
+from anomalib_npgmf.structural import MemoryBank, StructuralBranch, StructuralConfig, covering_radius, select_coreset
 from anomalib_npgmf.structural.collector import PatchCollector
 
-Result = tuple[list[Row], dict[str, Any]]  # rows, and what else belongs to the results file
+FEATURES = "wide_resnet50_2, random weights, on smooth noise images"
+SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
 STORED: dict[str, dict[str, Any]] = {
     "float16": {"dtype": torch.float16},
     "float32, 512 dims": {"reduce_to": 512},
     "float32, 256 dims": {"reduce_to": 256},
 }
+EXACT = "exact selection"
+VARIANTS: dict[str, dict[str, Any]] = {
+    EXACT: {"coreset_method": "exact"},
+    "fast selection": {},
+    "fast selection, float16 bank": {"bank_dtype": "float16"},
+    "fast selection, reduced to 64 components": {"reduce_to": 64},
+    "fast selection, reduced to 21 components": {"reduce_to": 21},
+}
+COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
 
 
-def build(args: argparse.Namespace) -> Result:
-    """Build the bank of the largest published setting and record its peak memory."""
-    side, images = args.side, args.images or 350
-    bank = MemoryBank(0.01, dtype=getattr(torch, args.dtype))
-    start_cpu, start = time.process_time(), time.perf_counter()
+def coreset(args: argparse.Namespace) -> None:
+    """Time, memory and covering radius of the selection of a tenth of the patches."""
+    embedding = patches(-(-args.patches // 1024)).flatten(0, 1)[: args.patches].contiguous()
+    size = len(embedding) // 10
+    rows: list[Row] = [{"method": "anomalib", "dtype": "float32", **k_center_greedy(embedding, size, args)}]
+    for dtype in (torch.float32, torch.float16):
+        stored = embedding.to(dtype)
+        for method in ("exact", "fast"):
+            found: list[Tensor] = []
+
+            def select(stored: Tensor = stored, method: str = method, found: list[Tensor] = found) -> None:
+                found[:] = [select_coreset(stored, size, method=method)]
+
+            with peak_memory() as memory:
+                row: Row = {"method": method, "dtype": str(dtype)[6:], **measure(select, args.repeats, warmup=0)}
+            row["covering_radius"] = covering_radius(embedding, found[0])
+            rows.append(row | {"added_memory": memory["added_bytes"] / stored.nbytes})
+    for row in rows:
+        row |= {f"speedup_{clock}": rows[0][f"{clock}_s"] / row[f"{clock}_s"] for clock in ("wall", "cpu")}
+    save(args.out / "coreset.json", rows, features=FEATURES, patches=len(embedding), size=size)
+
+
+def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of anomalib's selection, from some of its steps."""
+    from anomalib.models.components import KCenterGreedy
+
+    def run(count: int) -> None:
+        seed_everything(0, verbose=False)
+        sampler = KCenterGreedy(embedding, 0.5)
+        sampler.coreset_size = count
+        sampler.select_coreset_idxs()
+
+    start, steps = measure(lambda: run(2)), args.baseline_steps
+    partial = measure(lambda: run(2 + steps), repeats=1, warmup=0)
+    return {key: start[key] + (partial[key] - start[key]) * (size - 2) / steps for key in start}
+
+
+def build_one(images: int, side: int, dtype: torch.dtype, threads: int) -> Row:
+    """Build the bank of images of ``side``² patches, and search it for those of one more image."""
+    torch.set_num_threads(threads)
+    bank = MemoryBank(0.01, dtype=dtype)
+    collect = 0.0
     with peak_memory() as memory:
         for index in range(images):
-            bank.append(smooth_patches(index, side), [f"{index:04d}"])
-        collected = time.perf_counter() - start
-        bank.finish(progress=True)
-    row = {
+            block, start = smooth_patches(index, side), time.process_time()
+            bank.append(block, [f"{index:05d}"])
+            collect += time.process_time() - start
+        start = time.process_time()
+        bank.finish()
+        select = time.process_time() - start
+    queries = smooth_patches(-1, side)[0]
+    return {
         "images": images,
-        "patches": images * side * side,
-        "dtype": args.dtype,
+        "patches": images * side**2,
         "bank": len(bank),
-        "one_shot_float32_gb": images * side * side * 1536 * 4 / 1e9,
+        "collect_cpu_s": collect,
+        "select_cpu_s": select,
         "peak_gb": memory["peak_bytes"] / 1e9,
-        "collect_wall_s": collected,
-        "wall_s": time.perf_counter() - start,
-        "cpu_s": time.process_time() - start_cpu,
+        "added_gb": memory["added_bytes"] / 1e9,
+        "search_cpu_ms": 1e3 * measure(lambda: bank.search(queries), repeats=9)["cpu_s"],
     }
-    return [row], {"features": "spatially smooth synthetic patches, d = 1536"}
 
 
-def cover(args: argparse.Namespace) -> Result:
-    """Compare the covering radius after thinning every image with that of the one-shot selection."""
-    blocks, features = patches(args.images or 60, args.photos)
-    embedding = blocks.flatten(0, 1)
-    number_of = {tuple(patch[:4].tolist()): number for number, patch in enumerate(embedding)}
+def build(args: argparse.Namespace) -> None:
+    """Build the bank of the largest published setting."""
+    row = build_one(args.images or 350, 64, torch.float16, args.threads)
+    save(args.out / "bank_build.json", [row], features=SYNTHETIC)
+
+
+def growth(args: argparse.Namespace) -> None:
+    """Build banks of growing size; the results file is written after each."""
     rows = []
-    for ratio in (0.01, 0.1):
-        size = int(ratio * len(embedding))
-        one_shot = covering_radius(embedding, select_coreset(embedding, size))
-        for keep in (0.1, 0.25, 0.4, 0.5):
-            if keep < 2 * ratio:
-                continue
-            collector = PatchCollector(torch.float32, budget=0, ratio=ratio)
-            collector.keep = keep
-            collector.append(blocks)
-            kept = torch.cat(collector.ordered())
-            chosen = [number_of[tuple(patch[:4].tolist())] for patch in kept[select_coreset(kept, size)]]
-            radius = covering_radius(embedding, torch.tensor(chosen))
-            row = {"ratio": ratio, "keep": keep, "one_shot": one_shot, "thinned": radius}
-            rows.append(row | {"quotient": radius / one_shot})
-    return rows, {"features": features, "patches": len(embedding)}
+    for images in (50, 100, 200, 500, 1000, 2000):
+        if images <= (args.images or images):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append(pool.apply(build_one, (images, 16, torch.float32, args.threads)))
+            save(args.out / "growth.json", rows, features=SYNTHETIC)
 
 
-def search(args: argparse.Namespace) -> Result:
+def cover(args: argparse.Namespace) -> None:
+    """Compare the covering radius after thinning every image with that of one selection from all patches."""
+    blocks = patches(args.images or 60)
+    embedding, ratio = blocks.flatten(0, 1), 0.01
+    number_of = {tuple(patch[:4].tolist()): number for number, patch in enumerate(embedding)}
+    size = int(ratio * len(embedding))
+    one_shot = covering_radius(embedding, select_coreset(embedding, size))
+    rows = []
+    for keep in (0.1, 0.25, 0.4, 0.5):
+        collector = PatchCollector(torch.float32, budget=0, ratio=ratio)
+        collector.keep = keep
+        collector.append(blocks)
+        kept = torch.cat(collector.ordered())
+        chosen = [number_of[tuple(patch[:4].tolist())] for patch in kept[select_coreset(kept, size)]]
+        radius = covering_radius(embedding, torch.tensor(chosen))
+        row = {"ratio": ratio, "keep": keep, "one_shot": one_shot, "thinned": radius}
+        rows.append(row | {"quotient": radius / one_shot})
+    save(args.out / "bank_cover.json", rows, features=FEATURES, patches=len(embedding))
+
+
+def search(args: argparse.Namespace) -> None:
     """Compare latency and distances of the search with anomalib's PatchCore."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-    blocks, features = patches(args.images or 60, args.photos)
-    rows, baseline = [], 0.0
+    blocks = patches(args.images or 60)
+    queries = blocks[-1]
+    rows: list[Row] = []
     for ratio in (0.01, 0.1):
         full = MemoryBank(ratio)
-        full.append(blocks[:-4])
+        full.append(blocks[:-1])
         full.finish()
         patchcore = PatchcoreModel(layers=("layer1",), backbone="resnet18", pre_trained=False)
-        coreset = patchcore.memory_bank = full.embeddings + full.center
+        stored = patchcore.memory_bank = full.embeddings + full.center
         searches: dict[str, Any] = {
             "anomalib": lambda q, model=patchcore: model.nearest_neighbors(q, n_neighbors=1)[0],
             "float32": full.search,
         }
         for name, change in STORED.items():
             bank = MemoryBank(1.0, **change)
-            bank.fill(coreset)
+            bank.fill(stored)
             searches[name] = bank.search
-        for images in (1, 4):
-            queries = blocks[-4:][:images].flatten(0, 1)
-            exact = None
-            if images == 4:
-                exact = torch.cdist(queries, coreset, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-            for name, find in searches.items():
-                seconds = measure(lambda find=find, q=queries: find(q), repeats=args.repeats)
-                baseline = seconds["cpu_s"] if name == "anomalib" else baseline
-                row = {"bank": len(full), "queries": len(queries), "search": name, **seconds}
-                row["ratio_cpu"] = seconds["cpu_s"] / baseline
-                rows.append(row | differences(find(queries), exact))
-    return rows, {"features": features, "dim": blocks.shape[2]}
+        exact = torch.cdist(queries, stored, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        baseline = 0.0
+        for name, find in searches.items():
+            seconds = measure(lambda find=find: find(queries), args.repeats)
+            baseline = baseline or seconds["cpu_s"]
+            error = ((find(queries) - exact).abs() / exact).max()
+            row = {"bank": len(full), "queries": len(queries), "search": name, **seconds}
+            rows.append(row | {"ratio_cpu": seconds["cpu_s"] / baseline, "max_error": float(error)})
+    save(args.out / "bank_search.json", rows, features=FEATURES)
 
 
-def differences(distances: Tensor, exact: Tensor | None) -> dict[str, float | None]:
-    """How far distances are from exact ones: largest relative error and rank correlation."""
-    if exact is None:
-        return {"max_error": None, "rank_correlation": None}
-    ranks = torch.stack([distances.argsort().argsort(), exact.argsort().argsort()]).double()
-    error = ((distances - exact).abs() / exact).max()
-    return {"max_error": float(error), "rank_correlation": float(torch.corrcoef(ranks)[0, 1])}
+def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
+    """AUROC and sPRO of the structural branch per kind of anomaly, in per cent."""
+    levels = list(cell.features.values())
+    torch.manual_seed(0)
+    branch = StructuralBranch([m.shape[1] for m in levels], StructuralConfig(coreset_ratio=0.1, **change))
+    branch.collect([m[cell.train] for m in levels], [f"{row:04d}" for row in cell.train])
+    branch.finish()
+    maps = torch.cat([branch([m[start : start + 8] for m in levels]) for start in range(0, len(cell.paths), 8)])
+    maps = smoothed(maps, SIZE)
+    return scores(cell.paths, maps.amax((1, 2, 3)), maps)
 
 
+def accuracy(args: argparse.Namespace) -> None:
+    """Do the fast paths cost accuracy?"""
+    backbone = backbone_of(args, (3, 4))
+    found: list[Row] = []
+    for seed in args.seeds:
+        for category in args.categories:
+            cell = DrawnCategory(args.root, category, seed, backbone)
+            found += [{"bank": name, "seed": seed} | evaluate(cell, change) for name, change in VARIANTS.items()]
+    means = pd.DataFrame(found).groupby(["bank", "seed"], sort=False)[COLUMNS].mean()
+    rows = []
+    for name in VARIANTS:
+        row: Row = {"bank": name}
+        for column, gaps in (means.loc[name] - means.loc[EXACT]).items():
+            row[column] = spread(means.loc[name][column], scale=1)
+            row[f"{column}, difference"] = "" if name == EXACT else spread(gaps, signed=True, scale=1)
+        rows.append(row)
+    save(args.out / "bank_accuracy.json", rows, seeds=args.seeds, categories=args.categories)
+
+
+@torch.no_grad()
 def main() -> None:
-    parts = {"build": build, "cover": cover, "search": search}
-    args = options(__doc__, *parts, photos=Path, images=int, side=64, dtype="float16", threads=2, repeats=5)
-    rows, extra = parts[args.part](args)
-    print(table(rows))
-    print(write(args.out / f"bank_{args.part}.json", rows, **extra))
+    parts = {f.__name__: f for f in (coreset, build, growth, cover, search, accuracy)}
+    sizes = {"images": int, "patches": 60_000, "repeats": 3, "baseline_steps": 200, "threads": 2}
+    args = options(__doc__, *parts, **DEFAULTS | sizes | {"seeds": [0, 1, 2]})
+    parts[args.part](args)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ reported benchmark: the defaults of the read-out were chosen with this study.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from _common import Row, options, spread
+from _common import Row, options
 from _drawn import DEFAULTS, KINDS, DrawnCategory, backbone_of, collect, long, scores
 from torch import Tensor
 
+from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.histogram import cell_means
 from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
@@ -142,7 +144,7 @@ class Cell(DrawnCategory):
 def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """Image AUROC of the composition distance per variant, in per cent: mean and standard deviation over seeds."""
     found = long(cells).query("column in @KINDS", local_dict={"KINDS": KINDS}).assign(value=lambda f: 100 * f.value)
-    wide = found.pivot_table("value", "name", ["category", "column"], spread, sort=False)
+    wide = found.pivot_table("value", "name", ["category", "column"], partial(spread, scale=1), sort=False)
     wide.columns = [", ".join(pair) for pair in wide.columns]
     return wide.rename_axis("variant").reset_index().to_dict("records")
 

@@ -8,58 +8,49 @@ python studies/findings.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
-from _common import RESULTS, ROOT, Row, fill, load
-from _common import spread as spread_of
-from _common import table as table_of
+from _common import RESULTS, ROOT, Row, fill, load, table
 from composition_study import table_rows as composition_rows
 from merging_study import spread_rows
 from merging_study import table_rows as merging_rows
 from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.plan import load_plan
-from anomalib_npgmf.benchmark.record import read
+from anomalib_npgmf.benchmark.results import LOCO, Group, Results, load_results
+from anomalib_npgmf.benchmark.tables import spread
 
-KINDS = ("logical", "structural", "mean")
-AUROC, SPRO = ([f"{name} {kind}" for kind in KINDS] for name in ("AUROC", "sPRO@0.05"))
-METRICS = [*AUROC, *SPRO]
+METRICS = list(LOCO)
+AUROC, SPRO = METRICS[:3], METRICS[3:]
 MEANS = (AUROC[2], SPRO[2])
 Found = Mapping[str, pd.DataFrame]  # metrics of a map or variant, by category and seed
-table, spread = partial(table_of, aligned=True), partial(spread_of, scale=100.0)  # in per cent
 
 
-def records(plan: str) -> tuple[pd.DataFrame, list[str]]:
-    """Metrics of all records by model, variant, map, category and seed, and the names of the plan's models."""
-    folder = RESULTS / plan
-    planned = [cell.key for cell in load_plan(ROOT / "configs" / "plans" / f"{plan}.yaml").cells]
-    measured = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("seed*.json"))]
-    rows, index = [], []
-    for key in sorted(measured, key=lambda key: planned.index(key) if key in planned else len(planned)):
-        record = read(folder / f"{key}.json")
-        model, variant, category, seed = key.split("/")
-        for name, found in record["metrics"].items() if record["status"] == "finished" else ():
-            values = (found.get("loco_auroc", {}), found.get("spro", {}).get("0.05", {}))
-            rows.append([kinds.get(kind) for kinds in values for kind in KINDS])
-            index.append((model, variant, name, category, int(seed.removeprefix("seed"))))
-    names = dict.fromkeys(key.rsplit("/", 2)[0].removesuffix("/default") for key in planned)
-    levels = ["model", "variant", "map", "category", "seed"]
-    return pd.DataFrame(rows, pd.MultiIndex.from_tuples(index, names=levels), METRICS, dtype=float), list(names)
+def results(name: str) -> Results:
+    """Records of a plan."""
+    return load_results(RESULTS / name, load_plan(ROOT / "configs" / "plans" / f"{name}.yaml"))
+
+
+def metrics(group: Group, name: str) -> pd.DataFrame:
+    """Metrics of a map by category and seed, in the plan's order."""
+    values = {metric: group.pivot(name, metric).unstack() for metric in METRICS}
+    return pd.DataFrame(values, dtype=float).dropna(how="all")
 
 
 def sources(*plans: str) -> dict[str, pd.DataFrame]:
     """Metrics of what is compared, by category and seed: maps of the model, and variants of the ablation."""
-    found: dict[str, pd.DataFrame] = {}
+    found: dict[str, list[pd.DataFrame]] = {}
     for plan in plans:
-        level = "variant" if plan == "ablation" else "map"
-        rows = records(plan)[0].loc["npgmf"]
-        rows = rows.xs("merged", level="map") if plan == "ablation" else rows
-        for name, part in rows.groupby(level, sort=False):
-            found[str(name)] = part.droplevel([n for n in part.index.names if n not in ("category", "seed")])
-    return found
+        measured = results(plan)
+        for group in [*measured.groups, *measured.unplanned]:
+            for name in group.maps if group.model == "npgmf" else ():
+                if plan != "ablation":
+                    found.setdefault(name, []).append(metrics(group, name))
+                elif name == "merged":
+                    found.setdefault(group.variant, []).append(metrics(group, name))
+    return {name: pd.concat(parts) for name, parts in found.items()}
 
 
 def by_seed(values: pd.Series) -> pd.DataFrame:
@@ -74,7 +65,7 @@ def overall(values: pd.Series) -> pd.Series:
 
 def less(found: Found, first: str, second: str) -> list[str]:
     """``first`` less ``second``: the mean over the categories that both have, for every metric."""
-    return [spread(by_seed(column).agg(fmean), "+") for _, column in (found[first] - found[second]).items()]
+    return [spread(by_seed(column).agg(fmean), signed=True) for _, column in (found[first] - found[second]).items()]
 
 
 def verdict(values: Sequence[float]) -> str:
@@ -130,7 +121,11 @@ def claims(found: Found) -> str:
                 gaps = by_seed((found[first] - found[second])[metric])
                 values = list(gaps.agg(fmean))
                 shape = " x ".join(map(str, gaps.shape))
-                row |= {"difference": spread(values, "+"), "categories x seeds": shape, "supported": verdict(values)}
+                row |= {
+                    "difference": spread(values, signed=True),
+                    "categories x seeds": shape,
+                    "supported": verdict(values),
+                }
             rows.append(row)
     return table(rows)
 
@@ -165,7 +160,7 @@ def conditions(found: Found, without: str) -> str:
     gaps = (found["merged"] - found[without])[[*AUROC, SPRO[2]]]
     rows = [
         {"category": category, AUROC[0]: spread(found["merged"].loc[category][AUROC[0]])}
-        | {f"difference, {metric}": spread(values, "+") for metric, values in gaps.loc[category].items()}
+        | {f"difference, {metric}": spread(values, signed=True) for metric, values in gaps.loc[category].items()}
         for category in found["merged"].index.unique("category")
     ]
     return table(rows)
@@ -195,15 +190,11 @@ def study(name: str, rows_of: Callable[[Any], Sequence[Row]], key: str = "cells"
 
 def models() -> str:
     """Every model of the plan, mean over categories."""
-    frame, names = records("synthetic")
-    merged = dict(list(frame.xs("merged", level="map").groupby(["model", "variant"])))
     rows = []
-    for name in names:
-        model, _, variant = name.partition("/")
-        values = merged.get((model, variant or "default"), frame.iloc[:0])
-        means = {metric: list(overall(values[metric])) for metric in (*AUROC, SPRO[2])}
+    for group in results("synthetic").groups:
+        means = {metric: group.by_seed("merged", metric) for metric in (*AUROC, SPRO[2])}
         shown = {metric: spread(seeds) for metric, seeds in means.items()}
-        rows.append({"model": name, "seeds": len(means[AUROC[0]]) or ""} | shown)
+        rows.append({"model": group.name, "seeds": len(means[AUROC[0]]) or ""} | shown)
     return table(rows)
 
 

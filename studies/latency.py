@@ -1,132 +1,172 @@
-"""Latency of the whole model (preset ``fast``) against anomalib's PatchCore and ReverseDistillation on a CPU.
+"""What the model costs on a CPU: time, operations and parameters.
 
-    MALLOC_MMAP_THRESHOLD_=1000000 python studies/latency.py
-    python studies/latency.py --backbones resnet18 --batches 1 --seconds 5      # a quick try
+    MALLOC_MMAP_THRESHOLD_=1000000 python studies/latency.py models    # against PatchCore and ReverseDistillation
+    python studies/latency.py models --backbones resnet18 --batches 1 --seconds 5      # a quick try
+    python studies/latency.py presets                                  # every preset, table VII of the paper
 
-Same backbone (random weights whose batch normalisation has seen the images), image size and bank (``--bank``: 3,584
-patches are 1 % of 350 images of 256 pixels). The models take turns, for at least ``--seconds`` per backbone and batch
-size; every figure is the median over the turns after one turn of warm-up, and every ratio the median of the turns'
-ratios. Images are smooth noise, and the bank holds patches of such images.
+``models``: preset ``fast`` and anomalib's models with the same backbone, image size and bank (3,584 patches are 1 % of
+350 images of 256 pixels). They take turns, for at least ``--seconds`` per backbone and batch size; every figure is the
+median over the turns, every ratio the median of the turns' ratios. ``presets``: one image at a time, with the bank that
+the preset keeps of 350 images; a part's figures include the pass of its own network.
+
+Weights are random, which changes no cost. Images are smooth noise.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pandas as pd
 import timm
 import torch
-from _common import Call, Row, gflops, options, ready, settle, smooth_images, table, take_turns
+from _common import Call, Row, gflops, measure, options, ready, save, settle, smooth_images, take_turns
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor, nn
 
-from anomalib_npgmf.benchmark.record import write
+from anomalib_npgmf.config import PRESETS
 from anomalib_npgmf.torch_model import NpgmfModel
 
-SIZE = 256
+SIZE, BANK, IMAGES = 256, 3584, 350
 PATCHCORE, RD, OURS = "PatchCore", "ReverseDistillation", "NPGMF"
 
 
-def our_model(backbone: str, images: Tensor, size: int) -> tuple[NpgmfModel, Tensor]:
-    """Preset ``fast`` with a bank of ``size`` patches, calibrated; and the bank before it is reduced."""
-    model = ready("fast", backbone=backbone, backbone_weights="random")
-    assert model.encoder is not None
-    assert model.structural is not None
-    settle(model.encoder, images)
-    patches = model.structural.embed(model.features(images).structural).flatten(0, 2)
-    if len(patches) < size:
-        msg = f"{len(images)} images have {len(patches)} patches, fewer than a bank of {size}."
-        raise ValueError(msg)
-    chosen = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:size]]
-    model.structural.bank.fill(chosen)
-    return model, chosen
-
-
-def reverse_distillation(backbone: str, size: int) -> ReverseDistillationModel:
+def reverse_distillation(backbone: str) -> ReverseDistillationModel:
     """Model of anomalib with random weights."""
     return ReverseDistillationModel(
         backbone=backbone,
-        input_size=(size, size),
+        input_size=(SIZE, SIZE),
         layers=("layer1", "layer2", "layer3"),
         anomaly_map_mode=AnomalyMapGenerationMode.ADD,
         pre_trained=False,
     )
 
 
-def rivals(backbone: str, bank: Tensor, images: Tensor) -> dict[str, nn.Module]:
-    """Models of anomalib, as far as they allow the backbone."""
+def models(backbone: str, images: Tensor) -> dict[str, nn.Module]:
+    """Our model with a bank of patches of the images, and those of anomalib, as far as they allow the backbone."""
+    ours = ready("fast", backbone=backbone, backbone_weights="random")
+    assert ours.encoder is not None
+    assert ours.structural is not None
+    settle(ours.encoder, images)
+    patches = ours.structural.embed(ours.features(images).structural).flatten(0, 2)
+    bank = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:BANK]]
+    ours.structural.bank.fill(bank)
     info: Any = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
     by_stride = dict(zip(info.reduction(), info.module_name(), strict=True))
     patchcore = PatchcoreModel(layers=[by_stride[8], by_stride[16]], backbone=backbone, pre_trained=False).eval()
-    settle(patchcore.feature_extractor, images)
+    settle(patchcore.feature_extractor, images[:4])
     patchcore.memory_bank = bank
     found: dict[str, nn.Module] = {PATCHCORE: patchcore}
     if "resnet" in backbone:
-        found[RD] = reverse_distillation(backbone, SIZE).eval()
-        settle(found[RD], images)
-    return found
+        found[RD] = reverse_distillation(backbone).eval()
+        settle(found[RD], images[:4])
+    return found | {OURS: ours}
 
 
-def calls(model: NpgmfModel, others: dict[str, nn.Module], images: Tensor) -> dict[str, Call]:
+def calls(found: dict[str, nn.Module], images: Tensor) -> dict[str, Call]:
     """What is timed: every model as a whole, and our parts after the pass of the encoder."""
-    logical: Any = model.logical
-    structural: Any = model.structural
-    features = model.features(images)
-    maps = model.branch_maps(images).maps
+    ours: Any = found[OURS]
+    features = ours.features(images)
+    maps = ours.branch_maps(images).maps
     return {
-        **{name: lambda m=other: m(images) for name, other in others.items()},
-        OURS: lambda: model(images),
-        "  encoder": lambda: model.features(images),
-        "  logical branch": lambda: logical.anomaly_map(features.logical, logical(features.logical, reconstruct=False)),
-        "  structural branch": lambda: structural(features.structural),
-        "  merging": lambda: model.merge(maps),
+        **{name: lambda model=model: model(images) for name, model in found.items()},
+        "  encoder": lambda: ours.features(images),
+        "  logical branch": lambda: logical_map(ours, features.logical),
+        "  structural branch": lambda: ours.structural(features.structural),
+        "  merging": lambda: ours.merge(maps),
     }
 
 
-@torch.no_grad()
-def compare(backbone: str, batch: int, bank: int, seconds: float) -> tuple[list[Row], Row]:
-    """Rows of one backbone and batch size, and the ratios."""
-    many = smooth_images(max(batch, -(-bank // (SIZE // 8) ** 2)), SIZE)
-    model, chosen = our_model(backbone, many, bank)
-    others = rivals(backbone, chosen, many[:4])
-    todo = calls(model, others, many[:batch])
-    times = take_turns(todo, seconds)
-    frame = 1e3 * times.groupby("name", sort=False).median().add_suffix("_ms")
-    frame["gflop_per_image"] = [gflops(call) / batch for call in todo.values()]
-    sizes = {name: sum(p.numel() for p in m.parameters()) / 1e6 for name, m in (others | {OURS: model}).items()}
-    frame["parameters_m"] = [sizes.get(name, "") for name in todo]
-    frame["turns"] = times.groupby("name").size()
-    frame = frame.rename_axis("what").reset_index()
-    frame.insert(0, "backbone", backbone)
-    frame.insert(1, "batch", batch)
-    ratios: Row = {"backbone": backbone, "batch": batch, "bank": bank}
-    flops = frame.set_index("what").gflop_per_image
-    for what, below in (("patchcore", [PATCHCORE]), ("both", [PATCHCORE, RD])):
-        known = all(name in others for name in below)
-        for clock in ("wall", "cpu"):
-            turns: pd.DataFrame = times[clock].unstack("name")
-            ratios[f"to_{what}_{clock}"] = (turns[OURS] / turns[below].sum(axis=1)).median() if known else None
-        ratios[f"to_{what}_flops"] = flops[OURS] / flops[below].sum() if known else None
-    assert model.structural is not None
-    ratios["bank_mb"] = model.structural.bank.embeddings.nbytes / 1e6
-    return frame.to_dict("records"), ratios
+def logical_map(model: Any, features: list[Tensor]) -> object:
+    """What the logical branch computes of its features."""
+    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
 
 
-def main() -> None:
-    backbones = ["wide_resnet50_2", "resnet18", "mobilenetv2_100"]
-    args = options(__doc__, backbones=backbones, batches=[1, 16], bank=3584, seconds=15.0, threads=2)
+def compare_models(args: argparse.Namespace) -> None:
+    """Measure every backbone and batch size; the results file is written after each."""
     rows: list[Row] = []
     ratios: list[Row] = []
     for backbone in args.backbones:
         for batch in args.batches:
-            new_rows, new_ratios = compare(backbone, batch, args.bank, args.seconds)
-            rows, ratios = rows + new_rows, [*ratios, new_ratios]
-            print(table(new_rows), flush=True)
-            # Saved every time, so that a run that is cut short leaves what it measured.
-            write(args.out / "latency.json", rows, ratios=ratios, images="smooth noise", size=SIZE)
-    print(table(ratios))
+            images = smooth_images(max(batch, BANK // (SIZE // 8) ** 2 + 1), SIZE)
+            found = models(backbone, images)
+            todo = calls(found, images[:batch])
+            times = take_turns(todo, args.seconds)
+            medians = 1e3 * times.groupby("name", sort=False).median()
+            flops = {name: gflops(call) / batch for name, call in todo.items()}
+            for name in todo:
+                row: Row = {"backbone": backbone, "batch": batch, "what": name}
+                row |= medians.loc[name].add_suffix("_ms").to_dict()
+                row |= {"gflop_per_image": flops[name], "parameters_m": millions(found[name]) if name in found else ""}
+                rows.append(row | {"turns": len(times.loc[name])})
+            ratio: Row = {"backbone": backbone, "batch": batch, "bank": BANK}
+            for what, below in (("patchcore", [PATCHCORE]), ("both", [PATCHCORE, RD])):
+                if set(below) <= set(found):
+                    for clock in ("wall", "cpu"):
+                        turns: pd.DataFrame = times[clock].unstack("name")
+                        ratio[f"to_{what}_{clock}"] = (turns[OURS] / turns[below].sum(axis=1)).median()
+            bank: Any = found[OURS].structural
+            ratios.append(ratio | {"bank_mb": bank.bank.embeddings.nbytes / 1e6})
+            save(args.out / "latency.json", rows, ratios=ratios, images="smooth noise", size=SIZE)
+
+
+def millions(*modules: nn.Module) -> float:
+    """Parameters."""
+    return sum(p.numel() for p in {p for module in modules for p in module.parameters()}) / 1e6
+
+
+def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tuple[Any, ...]]]:
+    """What computes each branch and the whole model, and the modules that it needs."""
+    structural: Any = model.structural
+    composition: Any = model.composition
+    encoder = model.structural_encoder or model.encoder
+    parts: dict[str, tuple[Call, tuple[Any, ...]]] = {
+        "logical branch": (
+            lambda: logical_map(model, model.features(image, ["logical"]).logical),
+            (model.encoder, model.logical),
+        ),
+        "structural branch": (
+            lambda: structural(model.features(image, ["structural"]).structural),
+            (encoder, structural),
+        ),
+    }
+    if composition is not None:
+        parts["composition read-out"] = (
+            lambda: composition(model.features(image, ["composition"]).composition, model.merger.size),
+            (encoder, composition),
+        )
+    return parts | {"whole model": (lambda: model(image), (model,))}
+
+
+def compare_presets(args: argparse.Namespace) -> None:
+    """Measure every preset; the results file is written after each."""
+    weights = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
+    rows: list[Row] = []
+    for preset in args.presets:
+        torch.manual_seed(0)
+        model = ready(preset, **weights)
+        image = torch.randn(1, 3, *model.config.image_size)
+        assert model.structural is not None
+        patches = model.structural.embed(model.features(image).structural).flatten(0, 2)
+        size = int(model.config.structural.coreset_ratio * IMAGES * len(patches))
+        model.structural.bank.fill(torch.randn(size, patches.shape[1]))
+        for name, (call, modules) in preset_parts(model, image).items():
+            seconds = measure(call, args.repeats)
+            seen = model.config.logical_image_size if name == "logical branch" else model.config.structural_image_size
+            row: Row = {"preset": preset, "what": name, "image_size": max(seen), "gflop": gflops(call)}
+            row |= {"parameters_m": millions(*modules), "cpu_ms": 1e3 * seconds["cpu_s"]}
+            rows.append(row | {"bank_patches": size if name in ("structural branch", "whole model") else ""})
+        save(args.out / "efficiency.json", rows)
+
+
+@torch.no_grad()
+def main() -> None:
+    parts = {"models": compare_models, "presets": compare_presets}
+    lists = {"backbones": ["wide_resnet50_2", "resnet18", "mobilenetv2_100"], "presets": list(PRESETS)}
+    args = options(__doc__, *parts, **lists, batches=[1, 16], seconds=15.0, repeats=5, threads=2)
+    parts[args.part](args)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _common import Row, load, options, spread, table
+from _common import Row, load, options, save, table
 from _drawn import DEFAULTS, KINDS, DrawnCategory, backbone_of, long, scores, smoothed
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
-from anomalib_npgmf.benchmark.record import write
+from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.config import PRESETS
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
@@ -93,12 +93,12 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     for category in ("mean", *categories):
         values = complete.groupby("seed").mean() if category == "mean" else wide.loc[category]
         for arm in (ALONE, OWN, SAME):
-            spreads = {column: spread(values[arm][column]) for column in COLUMNS}
+            spreads = {column: spread(values[arm][column], scale=1) for column in COLUMNS}
             rows.append({"category": category, "logical branch": arm} | spreads)
     for other in (ALONE, SAME):
         gaps = (complete[OWN] - complete[other]).groupby("seed").mean()
         row = {"category": "mean, seed by seed", "logical branch": f"a vector per category less {other}"}
-        rows.append(row | {column: spread(gaps[column], "+") for column in COLUMNS})
+        rows.append(row | {column: spread(gaps[column], signed=True, scale=1) for column in COLUMNS})
     return rows
 
 
@@ -124,9 +124,10 @@ def main() -> None:
             print(f"seed {seed}, {arm}: {time.perf_counter() - start:.0f} s", flush=True)
         cells |= found
         vector_kind = "random" if args.clip_weights is None else "CLIP"
-        rows = table_rows(cells)
-        write(args.out / "one_model.json", rows, cells=cells, epochs=args.epochs, vectors=vector_kind)
-    print(table(table_rows(cells)))
+        path, rows = args.out / "one_model.json", table_rows(cells)
+        save(path, rows, cells=cells, epochs=args.epochs, vectors=vector_kind)
+    if args.table:
+        print(table(table_rows(cells)))
 
 
 if __name__ == "__main__":

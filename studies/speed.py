@@ -6,16 +6,15 @@ python studies/speed.py
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
 
-import pandas as pd
-from _common import RESULTS, ROOT, Row, fill, load, source, spread, table
+from _common import RESULTS, ROOT, Row, fill, load, section, table
 
-from anomalib_npgmf.benchmark.record import read
+from anomalib_npgmf.benchmark.results import LOCO, load_results
+from anomalib_npgmf.benchmark.tables import spread
 
 NARROW_ON = "filled_vials"  # the category where the logical branch is what finds the anomalies
-KINDS = ("logical", "structural", "mean")
 CLOCKS = ("wall", "cpu")
+END = " at the end."
 
 
 def pick(name: str, columns: str | list[str], rows: str = "rows", **where: object) -> list[float]:
@@ -66,51 +65,39 @@ def targets() -> str:
     return table(rows)
 
 
-def section(name: str, columns: list[str] | None = None, note: str = "") -> str:
-    """Table of a results file and how it came about; without a selection of columns, all."""
-    result = load(name)
-    if not result["rows"]:
-        return "Not measured yet."
-    frame = pd.DataFrame(result["rows"], dtype=object).fillna("")
-    return f"{table(frame[columns or list(frame)])}\n\n{note}{source(result)} at the end."
-
-
 def latency() -> str:
     """Every model and part."""
     result = load("latency")
     turns = median(row["turns"] for row in result["rows"])
     bank = ", ".join(f"{r['bank_mb']:.3g} MB ({r['backbone']})" for r in result["ratios"] if r["batch"] == 1)
     columns = [column for column in result["rows"][0] if column != "turns"]
-    return section("latency", columns, f"Median of {turns:g} turns. Bank: {bank}. ")
+    return section("latency", columns, f"Median of {turns:g} turns. Bank: {bank}. ") + END
 
 
 def narrow() -> str:
     """What the logical branch of preset ``fast`` leaves of the accuracy, against that of preset ``small``."""
     rows = []
-    for what, pattern, name in (
-        ("full width, levels 3 to 5 scored", "synthetic/npgmf/default", "logical"),
-        ("at most 24 channels, levels 2 to 4 used and scored", "ablation/npgmf/narrow_levels", "merged"),
+    for what, plan, variant, name in (
+        ("full width, levels 3 to 5 scored", "synthetic", "default", "logical"),
+        ("at most 24 channels, levels 2 to 4 used and scored", "ablation", "narrow_levels", "merged"),
     ):
-        records = map(read, sorted((RESULTS / pattern / NARROW_ON).glob("seed*.json")))
-        metrics: list[Any] = [record["metrics"][name] for record in records if record["status"] == "finished"]
-        row: Row = {"logical branch": what, "seeds": len(metrics)}
-        for kind in KINDS:
-            row[f"AUROC {kind}"] = spread(100 * m["loco_auroc"][kind] for m in metrics)
-        for kind in KINDS:
-            row[f"sPRO@0.05 {kind}"] = spread(100 * m["spro"]["0.05"][kind] for m in metrics)
-        rows.append(row)
+        (group,) = (g for g in load_results(RESULTS / plan).groups if (g.model, g.variant) == ("npgmf", variant))
+        values = {metric: 100 * group.of_category(NARROW_ON, name, metric) for metric in LOCO}
+        row: Row = {"logical branch": what, "seeds": len(values[LOCO[0]])}
+        rows.append(row | {metric: spread(seeds, scale=1) for metric, seeds in values.items()})
     return table(rows)
 
 
 def main() -> None:
     content = {
         "targets": targets(),
-        "accuracy": section("bank_accuracy"),
+        "accuracy": section("bank_accuracy") + END,
         "narrow": narrow(),
         "latency": latency(),
         "training": section(
             "training", ["backbone", "variant", "batch", "wall_s", "cpu_s", "to_rd_wall", "to_ours_wall"]
-        ),
+        )
+        + END,
     }
     fill(ROOT / "docs" / "speed.md", content)
     print(content["targets"])

@@ -1,57 +1,106 @@
-"""Time and memory of the exact AU-sPRO, against brute force and against a threshold-refinement evaluator.
+"""Time and memory of the exact AU-sPRO, and of an evaluator that refines thresholds.
 
 Draws a category of the size of MVTec LOCO AD (330 test images of 1280 x 1600, smooth 256 x 256 maps), then measures,
 each in a process of its own: ``SPRO`` as an evaluator calls it, ``evaluate_loco`` on a folder of full-size TIFF maps,
-and the refinement evaluator on maps that it already holds in memory. Brute force is compared on a small category.
+and the refinement evaluator on maps that it already holds in memory.
 
-Wall time depends on what else the machine does; CPU time, of all threads together, much less.
-
-    python studies/spro.py --output studies/results/spro.json   # measure; --runs: only some, the others stay
-    python studies/spro.py --table studies/results/spro.json    # print as Markdown
+    python studies/spro.py measure    # writes results/spro.json
+    python studies/spro.py report     # prints it as Markdown
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
+import multiprocessing
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 import torch
-from _common import Row, options
-from _spro_reference import KINDS, Values, brute_force, category, draw, refinement, small_map, write_tiffs
+from _common import Row, load, options, peak_memory, table
 from anomalib.data import ImageBatch
 
-from anomalib_npgmf.benchmark.record import read, write
-from anomalib_npgmf.benchmark.timing import peak_memory
+from anomalib_npgmf.benchmark.record import hardware, versions, write
 from anomalib_npgmf.metrics import SPRO, evaluate_loco
-from anomalib_npgmf.metrics.ground_truth import image_size, list_test_images
-from anomalib_npgmf.metrics.scores import resize_map
+from anomalib_npgmf.metrics.evaluate import LIMITS
+from anomalib_npgmf.metrics.ground_truth import (
+    GOOD,
+    KINDS,
+    image_size,
+    list_test_images,
+    read_defects,
+    read_defects_config,
+)
+from anomalib_npgmf.metrics.scores import FloatArray, resize_map
+
+MAP_SIZE = 256
+# defect type: pixel value, saturation threshold, smallest and largest area
+DEFECTS: dict[str, tuple[int, float, tuple[int, int]]] = {
+    "missing": (255, 0.5, (30000, 300000)),
+    "additional": (254, 20000, (30000, 300000)),
+    "scratch": (253, 1.0, (500, 20000)),
+    "stain": (252, 2000, (3000, 20000)),
+}
+CATEGORY = "data/parts"
+Values = dict[str, dict[str, float]]  # by kind or defect type, by limit
+
+
+def draw(root: Path, size: tuple[int, int], counts: Sequence[int]) -> None:
+    """Write images, masks and maps that find most defects, but not all of each; the maps small and of full size."""
+    rng = np.random.default_rng(0)
+    scale = size[0] * size[1] / (1280 * 1600)
+    folder = root / CATEGORY
+    for kind, count in zip((GOOD, *KINDS), counts, strict=True):
+        names = list(DEFECTS)[:2] if kind == KINDS[0] else list(DEFECTS)[2:]
+        for number in range(count):
+            path = made(folder / "test" / kind / f"{number:03d}.png")
+            cv2.imwrite(str(path), np.zeros(size, np.uint8))
+            heat = cv2.GaussianBlur(rng.random((MAP_SIZE, MAP_SIZE), dtype=np.float32), (0, 0), 4) * 4
+            for channel in range(0 if kind == GOOD else 1 + number % 2):
+                value, _, areas = DEFECTS[names[int(rng.integers(2))]]
+                radius = max(2, int(np.sqrt(scale * rng.uniform(*areas) / np.pi)))
+                centre = [int(rng.integers(radius, n - radius)) for n in size[::-1]]
+                mask = cv2.circle(np.zeros(size, np.uint8), centre, radius, value, -1)
+                cv2.imwrite(str(made(folder / "ground_truth" / kind / path.stem / f"{channel:03d}.png")), mask)
+                small = cv2.resize((mask > 0).astype(np.float32), heat.shape, interpolation=cv2.INTER_AREA)
+                heat += rng.uniform(0, 0.6) * cv2.GaussianBlur(small, (0, 0), 6)
+            np.save(made(root / "small" / kind / f"{number:03d}.npy"), heat)
+            tifffile.imwrite(made(root / "maps/parts/test" / kind / f"{number:03d}.tiff"), resize_map(heat, size))
+    keys = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
+    config = [dict(zip(keys, (name, v, t, t <= 1), strict=True)) for name, (v, t, _) in DEFECTS.items()]
+    (folder / "defects_config.json").write_text(json.dumps(config))
+
+
+def made(path: Path) -> Path:
+    """The path, its folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def map_of(root: Path, image: Path, *, full_size: bool) -> FloatArray:
+    """The map of an image, low-resolution or of the image's size."""
+    small = np.load(root / "small" / image.parent.name / f"{image.stem}.npy")
+    return resize_map(small, image_size(image)) if full_size else small
 
 
 def run_metric(root: Path, *, full_size: bool = False) -> Values:
     """What an evaluator does: update with batches, then ask the three metrics."""
     metrics = {kind: SPRO(kind.split("_")[0]) for kind in KINDS} | {"mean": SPRO()}
-    images = list_test_images(category(root))
+    images = list_test_images(root / CATEGORY)
     for start in range(0, len(images), 16):
         paths = images[start : start + 16]
-        maps = [small_map(root, path) for path in paths]
-        if full_size:
-            maps = [resize_map(scores, image_size(path)) for scores, path in zip(maps, paths, strict=True)]
         batch = ImageBatch(
             image=torch.zeros(len(paths), 3, 1, 1),
-            anomaly_map=torch.from_numpy(np.stack(maps)),
+            anomaly_map=torch.from_numpy(np.stack([map_of(root, path, full_size=full_size) for path in paths])),
             image_path=[str(path) for path in paths],
         )
         for metric in metrics.values():
@@ -65,6 +114,66 @@ def run_evaluate(root: Path) -> Values:
     return localization["auc_spro"] | localization["auc_spro_per_defect"]
 
 
+def load_category(root: Path, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Full-size maps, negative pixels, and masks with saturation areas of what counts, per kind or defect type."""
+    config = read_defects_config(root / CATEGORY)
+    loaded: dict[str, list[Any]] = {name: [] for name in names}
+    for path in list_test_images(root / CATEGORY):
+        kind = path.parent.name
+        defects = [] if kind == GOOD else read_defects(path, config)
+        scores = map_of(root, path, full_size=True)
+        negative = ~np.any([d.mask for d in defects] or [np.zeros(scores.shape, bool)], axis=0)
+        for name, items in loaded.items():
+            counted = [(d.mask, d.saturation_area) for d in defects if name in (kind, d.name)]
+            if counted or kind == GOOD:
+                items.append((scores, negative, counted))
+    return loaded
+
+
+def sweep_point(items: list[Any], threshold: float, pool: ThreadPoolExecutor) -> tuple[float, float]:
+    """False positive rate and mean sPRO at one threshold, from the definition."""
+
+    def look(item: tuple[Any, Any, list[Any]]) -> tuple[int, int, list[float]]:
+        scores, negative, defects = item
+        positive = scores > threshold
+        overlaps = [min(np.count_nonzero(positive & mask) / area, 1.0) for mask, area in defects]
+        return np.count_nonzero(positive & negative), np.count_nonzero(negative), overlaps
+
+    positives, negatives, overlaps = zip(*pool.map(look, items), strict=True)
+    return sum(positives) / sum(negatives), float(np.concatenate(overlaps).mean())
+
+
+def area_under(points: Iterable[tuple[float, float]], limit: float) -> float:
+    """Normalised area up to a false positive rate."""
+    total = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 < limit and x1 > x0:
+            width = min(x1, limit) - x0
+            total += width * (2 * y0 + (y1 - y0) * width / (x1 - x0)) / 2
+    return total / limit
+
+
+def refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str] = (*KINDS, *DEFECTS)) -> Values:
+    """What ``evaluate_loco`` gives: thresholds are refined until curve points are within 0.01 of their neighbours."""
+    results = {}
+    with ThreadPoolExecutor(2) as pool:
+        for name, items in load_category(root, names).items():
+            ranks = np.sort(np.concatenate([scores[::16, ::16].ravel() for scores, _, _ in items]))[::-1]
+            known = {0: (0.0, 0.0), len(ranks): (1.0, 1.0)}
+            intervals = [(0, len(ranks))]
+            while intervals:
+                low, high = intervals.pop()
+                close = np.abs(np.subtract(known[low], known[high])).max() <= 0.01
+                if high - low < 2 or close or known[low][0] > max(limits):
+                    continue
+                middle = (low + high) // 2
+                known[middle] = sweep_point(items, ranks[middle], pool)
+                intervals += [(low, middle), (middle, high)]
+            points = [known[rank] for rank in sorted(known)]
+            results[name] = {str(limit): area_under(points, limit) for limit in limits}
+    return results
+
+
 # name: what it is called in the table, and the call
 RUNS: dict[str, tuple[str, Callable[[Path], Values]]] = {
     "SPRO": ("`SPRO`, three metrics up to 0.05, maps of 256 x 256", run_metric),
@@ -75,111 +184,51 @@ RUNS: dict[str, tuple[str, Callable[[Path], Values]]] = {
     ),
     "evaluate_loco": ("`evaluate_loco`, five limits, every defect type, from TIFF files", run_evaluate),
     "refinement": ("threshold refinement, the same values, maps in memory", refinement),
-    "brute_force": ("every distinct score as a threshold", brute_force),
 }
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is no mapped file (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-def child(name: str, root: Path) -> None:
-    """Run one evaluator and print its values, seconds without imports, and peak memory above that of the imports."""
+def run(name: str, root: Path, threads: int) -> Row:
+    """Values, seconds and peak memory of one evaluator, in a process of its own."""
+    torch.set_num_threads(threads)
     cv2.setNumThreads(1)
-    first, samples, done = anonymous_bytes(), [0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.02):
-            samples.append(anonymous_bytes() - first)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
     start, cpu_start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings(), peak_memory() as memory:
         warnings.simplefilter("ignore")
         values = RUNS[name][1](root)
-    result = {
+    return {
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu_start, 2),
         "peak_memory_mb": round(memory["added_bytes"] / 2**20),
-        "peak_anonymous_memory_mb": round(max(samples) / 2**20),
         "auc_spro": values,
     }
-    done.set()
-    sampler.join()
-    print(json.dumps(result))
 
 
-def measure(name: str, root: Path) -> Row:
-    """Run one evaluator in a process of its own."""
-    load = os.getloadavg()[0]
-    command = [sys.executable, __file__, "--child", name, "--folder", str(root)]
-    result: Row = json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-    )
-    cost = f"{result['seconds']} s, CPU {result['cpu_seconds']} s, {result['peak_memory_mb']} MB"
-    print(f"{name}: {cost}, {result['auc_spro']}", flush=True)
-    return result | {"load_average_at_start": round(load, 2)}
-
-
-def print_table(results: Row) -> None:
-    """Cost of every run, and how far brute force is from the exact values."""
-    full, small = results["full"], results["small"]
-    print(f"| {full['images']} images of {full['size'][0]} x {full['size'][1]} | s | CPU s | peak memory, MB |")
-    print("|---|---:|---:|---:|")
-    for name, (text, _) in list(RUNS.items())[:-1]:
-        run = full[name]
-        print(f"| {text} | {run['seconds']:.1f} | {run['cpu_seconds']:.1f} | {run['peak_memory_mb']} |")
+def report(results: Row) -> None:
+    """Print the cost of every run."""
+    full = results["full"]
+    heading = f"{full['images']} images of {full['size'][0]} x {full['size'][1]}"
+    rows = []
+    for name, (text, _) in RUNS.items():
+        costs = {"s": f"{full[name]['seconds']:.1f}", "CPU s": f"{full[name]['cpu_seconds']:.1f}"}
+        rows.append({heading: text} | costs | {"peak memory, MB": full[name]["peak_memory_mb"]})
     pairs = (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))
     up_to, everything = (full[slow]["cpu_seconds"] / full[fast]["cpu_seconds"] for slow, fast in pairs)
+    print(table(rows))
     print(f"\nCPU time of refinement over ours: {up_to:.1f} up to 0.05, {everything:.1f} for all values.")
-    brute, ours = small["brute_force"], small["evaluate_loco"]
-    gaps = [
-        abs(values[limit] - ours["auc_spro"][name][limit])
-        for name, values in brute["auc_spro"].items()
-        for limit in ours["auc_spro"][name]
-    ]
-    print(
-        f"Brute force on {small['images']} images of {small['size'][0]} x {small['size'][1]}: "
-        f"{brute['cpu_seconds']:.1f} CPU s against {ours['cpu_seconds']:.2f}, largest difference {max(gaps):.0e}."
-    )
 
 
 def main() -> None:
-    sizes = {"runs": list(RUNS), "size": [1280, 1600], "counts": [100, 110, 120], "threads": 2}
-    args = options(__doc__, output=Path, table=Path, child=str, folder=Path, **sizes)
-    if args.child:
-        child(args.child, args.folder)
-        return
-    if args.table:
-        print_table(read(args.table))
-        return
-    earlier = read(args.output) if args.output and args.output.is_file() else {}
-    results: Row = {
-        "command": "python studies/spro.py --output studies/results/spro.json",
-        "date": date.today().isoformat(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "cpu_count": os.cpu_count(),
-        "full": earlier.get("full", {}) | {"images": sum(args.counts), "size": args.size, "seed": 0},
-        "small": earlier.get("small", {}) | {"images": 9, "size": [32, 40], "seed": 0},
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        full, small = Path(folder, "full"), Path(folder, "small")
-        draw(full, tuple(args.size), args.counts, 256)
-        draw(small, (32, 40), (3, 3, 3), 24)
-        write_tiffs(small)
-        for name in args.runs:
-            if name == "brute_force":
-                results["small"] |= {run: measure(run, small) for run in ("evaluate_loco", "brute_force")}
-                continue
-            if name == "evaluate_loco":
-                write_tiffs(full)
-            results["full"][name] = measure(name, full)
-    if args.output:
-        write(args.output, results)
+    args = options(__doc__, "measure", "report", size=[1280, 1600], counts=[100, 110, 120], threads=2)
+    if args.part == "measure":
+        results: Row = {"images": sum(args.counts), "size": args.size}
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder), tuple(args.size), args.counts)
+            for name in RUNS:
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    results[name] = pool.apply(run, (name, Path(folder), args.threads))
+        made_with = {"command": "python studies/spro.py measure", "environment": versions() | hardware()}
+        write(args.out / "spro.json", made_with | {"full": results})
+    report(load("spro", args.out))
 
 
 if __name__ == "__main__":

@@ -20,23 +20,21 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from _common import Call, Row, options, ready, settle, smooth_images, table, take_turns
+from _common import Call, Row, options, ready, save, settle, smooth_images, take_turns
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
-from latency import reverse_distillation
+from latency import SIZE, reverse_distillation
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.cache import FeatureCache
-from anomalib_npgmf.benchmark.record import write
 from anomalib_npgmf.torch_model import NpgmfModel
 
-SIZE = 256
 BASELINE, OURS = "ReverseDistillation", "logical branch"
 VARIANTS = ("bf16", "compiled", "feature cache", "channels last")
 
 
 def baseline(backbone: str, images: Tensor, batch: int) -> Call:
     """An epoch of anomalib's model."""
-    model = reverse_distillation(backbone, SIZE).train()
+    model = reverse_distillation(backbone).train()
     with torch.no_grad():
         settle(model.encoder, images[:4])
     loss = ReverseDistillationLoss()
@@ -119,10 +117,8 @@ def main() -> None:
     args = options(__doc__, **lists, images=4, batch=4, seconds=5.0, threads=2)
     rows: list[Row] = []
     for backbone in args.backbones:
-        new = compare(backbone, args)
-        rows += new
-        print(table(new), flush=True)
-        write(args.out / "training.json", rows, pictures="smooth noise", size=SIZE)
+        rows += compare(backbone, args)
+        save(args.out / "training.json", rows, pictures="smooth noise", size=SIZE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.run import Runner
-from anomalib_npgmf.benchmark.studies import load_study
 from anomalib_npgmf.benchmark.weights import parse_weights
 
 PROGRAM = "python -m anomalib_npgmf.benchmark"
@@ -55,11 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="render records as Markdown and PNG", description=_report.__doc__)
     report.set_defaults(function=_report)
     add = report.add_argument
-    add("records", type=Path, help="output folder of the run command; with --paper the folder of such folders")
+    add("records", type=Path, help="output folder of the run command")
     add("--plan", type=Path, help="plan of the run: what should be there, in this order")
     add("--output", type=Path, required=True, help="Markdown file; pictures go to images/ beside it")
-    text = "the tables of the paper, its values beside those of the plans paper_*"
-    add("--paper", action="store_true", help=text)
     return parser
 
 
@@ -74,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = load_plan(options.plan, options.root, options.epochs).select(options.only)
     weights = parse_weights(options.weights)
     # what repeats a cell, without the folders of this machine
-    command = f"{PROGRAM} run {_portable(options.plan)} --only {{key}}"
+    command = f"{PROGRAM} run {portable(options.plan)} --only {{key}}"
     command += "".join(f" --weights {shlex.quote(f'{name}={path.name}')}" for name, path in weights.items())
     command += "" if options.epochs is None else f" --epochs {options.epochs}"
     output = options.output or Path("results") / plan.name
@@ -88,25 +85,14 @@ def _report(options: argparse.Namespace) -> int:
     """Write a report of finished cells, from their records alone."""
     from anomalib_npgmf.benchmark.report import write_report
 
-    if options.paper and options.plan:
-        msg = "--paper has plans of its own; leave out --plan."
-        raise ValueError(msg)
-    choice = " --paper" if options.paper else f" --plan {_portable(options.plan)}" if options.plan else ""
-    command = f"{PROGRAM} report {_portable(options.records)}{choice} --output {_portable(options.output)}"
-    if options.paper:
-        study = load_study("report_paper")
-        if study is None:
-            msg = "--paper needs the folder studies/ of a checkout; install the package from one with pip install -e ."
-            raise FileNotFoundError(msg)
-        written = [study.write_paper_report(options.records, options.output, command)]
-    else:
-        plan = load_plan(options.plan) if options.plan else None
-        written = write_report(options.records, options.output, command, plan)
-    print(*written, sep="\n")
+    choice = f" --plan {portable(options.plan)}" if options.plan else ""
+    command = f"{PROGRAM} report {portable(options.records)}{choice} --output {portable(options.output)}"
+    plan = load_plan(options.plan) if options.plan else None
+    print(*write_report(options.records, options.output, command, plan), sep="\n")
     return 0
 
 
-def _portable(path: Path) -> str:
+def portable(path: Path) -> str:
     """A path for the command line, without the folders of this machine."""
     return shlex.quote(path.name if path.is_absolute() else path.as_posix())
 

@@ -24,8 +24,7 @@ from lightning.pytorch import seed_everything
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
-from anomalib_npgmf.benchmark.record import Record, hardware, path_of, versions, write_record
-from anomalib_npgmf.benchmark.timing import process_peak
+from anomalib_npgmf.benchmark.record import Record, hardware, path_of, peak_memory, versions, write_record
 from anomalib_npgmf.benchmark.weights import insert_files, references, served_by_timm
 from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
@@ -66,7 +65,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         begin = time.perf_counter()
         engine.test(model, datamodule=datamodule, verbose=False)
         tested = time.perf_counter()
-    memory = process_peak()  # of the model: the metrics come after
+    memory = peak_memory()  # of the model: the metrics come after
     found = test_pass.predictions
     metrics = {name: evaluate(kept, test_pass.labels, test_pass.masks) for name, kept in found.items()}
     folder = Path(getattr(datamodule, "root", "."))

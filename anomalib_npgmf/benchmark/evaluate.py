@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.benchmark.studies import load_study
+from anomalib_npgmf.benchmark.alternatives import Alternatives
 from anomalib_npgmf.host.drawing import Picture, to_rgb
 from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.lightning_model import Npgmf
@@ -50,13 +50,12 @@ class TestPass(Callback):
         self.masks: dict[Path, Any] = {}  # (H, W) ground truth at the size of the maps
         self.reconstructions: dict[Path, Picture] = {}  # what an `Npgmf` takes for the normal version of the image
         self.seconds = 0.0  # that keeping and merging took
-        self._alternatives: Any = None
+        self._alternatives: Alternatives | None = None
 
     def prepare(self, module: LightningModule) -> None:
         """Calibrate what other rules of merging would say, between the fit and the test of an `Npgmf`."""
-        study = load_study("alternatives")
-        if isinstance(module, Npgmf) and study is not None:
-            self._alternatives = study.Alternatives(module)
+        if isinstance(module, Npgmf):
+            self._alternatives = Alternatives(module)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int

@@ -7,8 +7,7 @@ import os
 import platform
 import re
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +20,7 @@ _PACKAGES = (
     *("anomalib-npgmf", "anomalib", "torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy"),
     *("openvino", "onnxruntime"),
 )
+_STATUS = Path("/proc/self/status")
 
 
 class Record(TypedDict, total=False):
@@ -40,7 +40,7 @@ class Record(TypedDict, total=False):
     model: dict[str, Any]  # size, settings and calibration
     seconds: dict[str, float]  # of fit, test and metrics
     weights: dict[str, str]  # SHA-256 of local weights by name of the network
-    peak_memory: dict[str, int]  # see `process_peak`
+    peak_memory: dict[str, int]  # see `peak_memory`
 
 
 def identity(cell: Cell) -> dict[str, Any]:
@@ -72,30 +72,15 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def write(path: Path, content: Mapping[str, Any] | Sequence[Mapping[str, Any]], **extra: object) -> Path:
-    """Write a results file at once, so that an interrupted run leaves no half of one.
-
-    Args:
-        path: JSON file; its folder is made.
-        content: What to write. Rows of a table, as scripts measure them, are written as ``rows`` below the command
-            that runs now (``command``) and where it runs (``environment``).
-        extra: More that is written with rows.
-
-    Returns:
-        The path.
-    """
-    if not isinstance(content, Mapping):
-        # where things lie on one machine means nothing on another
-        script, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
-        command = " ".join(["python", f"studies/{Path(script).name}", *words])
-        content = {"command": command, "environment": provenance(), **extra, "rows": list(content)}
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a results file at once, so that an interrupted run leaves no half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1)
     # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it
     text = re.sub(r"\[\n[-+.,eE\d\s]*\]", lambda numbers: "".join(numbers.group().split()).replace(",", ", "), text)
     draft = path.with_suffix(".part")
     draft.write_text(text + "\n", encoding="utf-8")
-    return draft.replace(path)
+    draft.replace(path)
 
 
 def read_record(output: Path, cell: Cell) -> Record | None:
@@ -149,16 +134,18 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and hardware in one mapping, and how busy the machine is.
+def peak_memory() -> dict[str, int]:
+    """Largest memory of this process so far, in MiB: resident (Linux), and on the accelerator if there is one."""
+    import torch
 
-    Returns:
-        `versions` and ``cpu``, ``cores``, ``threads``, ``gpu`` (None without one) and ``load_average``.
+    # not getrusage(), which on Linux starts at the size of the parent process
+    found = {"resident_mib": resident("VmHWM") // 2**20} if _STATUS.is_file() else {}
+    if torch.cuda.is_available():
+        found["accelerator_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    return found
 
-    Example:
-        >>> {"python", "torch", "cpu", "threads", "gpu", "load_average"} <= set(provenance())
-        True
-    """
-    found = hardware()
-    machine = {"cpu": found["processor"], "cores": found["cores"], "threads": found["threads"]}
-    return {**versions(), **machine, "gpu": found.get("accelerator"), "load_average": os.getloadavg()[0]}
+
+def resident(field: str) -> int:
+    """Resident memory of this process in bytes (Linux): now (``VmRSS``) or at its peak (``VmHWM``)."""
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024

@@ -13,7 +13,7 @@ from anomalib_npgmf.benchmark.plan import Plan
 from anomalib_npgmf.benchmark.plots import Series, plot_bars, plot_curves
 from anomalib_npgmf.benchmark.record import key_of
 from anomalib_npgmf.benchmark.results import DEFECT, MAPS, MERGED, Group, Results, difference, load_results
-from anomalib_npgmf.benchmark.tables import percent, table
+from anomalib_npgmf.benchmark.tables import spread, table
 
 _PARTS = (MERGED, "logical", "structural", "composition")
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
@@ -94,7 +94,7 @@ def _table(title: str, rows: Mapping[str, Mapping[str, pd.Series[float]]], *, si
     """A table of per cents; the columns are those of any row. Empty without rows."""
     header = list(dict.fromkeys(column for row in rows.values() for column in row))
     empty: pd.Series[float] = pd.Series(dtype=float)
-    texts = [[name, *(percent(row.get(c, empty), signed=signed) for c in header)] for name, row in rows.items()]
+    texts = [[name, *(spread(row.get(c, empty), signed=signed) for c in header)] for name, row in rows.items()]
     return table([title, *header], texts) if rows else ""
 
 
@@ -122,10 +122,10 @@ def _compare(groups: Sequence[Group]) -> str:
     metrics = list(dict.fromkeys(metric for group in groups for metric in group.metrics))
     means = {group.name: [group.by_seed(MERGED, metric) for metric in metrics] for group in groups}
     first, *others = means
-    rows = [[name, str(len(values[0])), *map(percent, values)] for name, values in means.items()]
+    rows = [[name, str(len(values[0])), *map(spread, values)] for name, values in means.items()]
     for name in others:
         gaps = map(difference, means[name], means[first])
-        rows.append([f"{name} less {first}", "", *(percent(gap, signed=True) for gap in gaps)])
+        rows.append([f"{name} less {first}", "", *(spread(gap, signed=True) for gap in gaps)])
     return table(["model", "seeds", *metrics], rows)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 import pandas as pd
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left, the others to the right.
 
     Example:
@@ -19,24 +19,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | structural |         |
     """
     frame = pd.DataFrame(rows, columns=list(header)).replace(r"\|", r"\\|", regex=True)
-    align = ("left", *["right"] * (len(header) - 1))
+    align = ("left", *["right"] * (frame.shape[1] - 1))
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def percent(values: pd.Series[float], *, signed: bool = False) -> str:
-    """Mean over seeds of values in [0, 1], in per cent with one decimal, and their sample standard deviation.
+def spread(values: Iterable[float], *, signed: bool = False, scale: float = 100.0) -> str:
+    """Mean and, of several values, sample standard deviation with one decimal; NaN is left out.
 
     Args:
         values: Value by seed; empty for what was not measured.
         signed: Whether a positive value gets its sign, as a difference does.
+        scale: Factor of the values, 100 for per cent.
 
     Example:
-        >>> percent(pd.Series([0.70, 0.75, 0.71])), percent(pd.Series([0.5])), percent(pd.Series([]))
+        >>> spread([0.70, 0.75, 0.71]), spread([0.5]), spread([])
         ('72.0 ± 2.6', '50.0', '')
-        >>> percent(pd.Series([0.021]), signed=True), percent(pd.Series([-0.0001]))
+        >>> spread([0.021], signed=True), spread([-0.0001])
         ('+2.1', '0.0')
     """
-    if values.empty:
+    known = [value for value in values if not pd.isna(value)]
+    if not known:
         return ""
-    mean = f"{round(100 * fmean(values), 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no minus zero
-    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.1f}"
+    mean = f"{round(scale * fmean(known), 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no minus zero
+    return mean if len(known) == 1 else f"{mean} ± {scale * stdev(known):.1f}"

@@ -1,6 +1,5 @@
 """One test pass gives the three maps of one model; their metrics equal those of the command for folders of maps."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,10 @@ from anomalib.engine import Engine
 from lightning.pytorch import seed_everything
 
 from anomalib_npgmf import Npgmf, SyntheticLOCO
+from anomalib_npgmf.benchmark.alternatives import Alternatives
 from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass, evaluate
 from anomalib_npgmf.metrics import evaluate_loco
 from anomalib_npgmf.metrics.ground_truth import list_test_images
-
-sys.path.append(str(Path(__file__).parents[2] / "studies"))
-
-from alternatives import Alternatives
 
 CATEGORY = "cable_pairs"
 

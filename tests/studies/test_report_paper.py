@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from anomalib_npgmf.benchmark.__main__ import main
 from anomalib_npgmf.benchmark.plan import Cell, load_plan
 from anomalib_npgmf.benchmark.record import write_record
 from anomalib_npgmf.benchmark.weights import references
@@ -19,7 +18,7 @@ from anomalib_npgmf.host.plugin import register
 
 sys.path.append(str(Path(__file__).parents[2] / "studies"))
 
-from report_paper import _ABLATION, _CONTROLS, _MODELS, _PLANS, paper_values
+from report_paper import _ABLATION, _CONTROLS, _MODELS, _PLANS, main, paper_values
 
 PLANS = Path(__file__).parents[2] / "configs/plans"
 
@@ -75,7 +74,7 @@ def write(folder: Path, plan: str, model: str, variant: str, category: str, valu
 
 def report(folder: Path) -> list[list[str]]:
     output = folder.parent / "paper.md"
-    assert main(["report", str(folder), "--paper", "--output", str(output)]) == 0
+    assert main([str(folder), "--output", str(output)]) == 0
     lines = [line for line in output.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -133,11 +132,8 @@ def test_efficiency_beside_published(tmp_path: Path) -> None:
     assert "Abacus" in (tmp_path / "paper.md").read_text(encoding="utf-8")
 
 
-def test_paper_and_plan_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = str(PLANS / "paper_loco.yaml")
-    assert main(["report", str(tmp_path), "--paper", "--plan", plan, "--output", str(tmp_path / "a.md")]) == 1
-    assert "leave out --plan" in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "none"), "--paper", "--output", str(tmp_path / "a.md")]) == 1
+def test_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none"), "--output", str(tmp_path / "a.md")]) == 1
     assert "There is no folder" in capsys.readouterr().err
 
 

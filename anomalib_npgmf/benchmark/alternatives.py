@@ -1,7 +1,4 @@
-"""What a trained model would say with other rules of merging, from the same calibration images.
-
-The benchmark adds these maps to its records where it runs from a checkout.
-"""
+"""What a trained model would say with other rules of merging, from the same calibration images."""
 
 from __future__ import annotations
 
