@@ -55,7 +55,9 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
         elif isinstance(default, type):
             parser.add_argument(flag, type=default)
         elif isinstance(default, list):
-            parser.add_argument(flag, type=type(default[0]), nargs="*", default=default, help="default: %(default)s")
+            parser.add_argument(
+                flag, type=type(([*default, ""])[0]), nargs="*", default=default, help="default: %(default)s"
+            )
         else:
             parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
     parsed = parser.parse_args()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from _common import Row, load, save, table
+from _common import Row, load, save
 from anomalib.data import ImageBatch
+from anomalib.engine import Engine
 from anomalib.models.components import GaussianBlur2d
 from PIL import Image
 from torch import Tensor
 
+from anomalib_npgmf import Npgmf, SyntheticLOCO
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
@@ -42,6 +46,15 @@ def backbone_of(args: argparse.Namespace, levels: Sequence[int] | None = None) -
     backbone = Backbone(args.backbone, levels)
     backbone.load_weights(args.weights)
     return backbone
+
+
+def fit(model: Npgmf, data: SyntheticLOCO, **trainer: Any) -> Npgmf:
+    """Train a model; it is left on the CPU, ready to predict."""
+    data.prepare_data()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with tempfile.TemporaryDirectory() as scratch:
+        Engine(devices=1, default_root_dir=scratch, **quiet, **trainer).fit(model, datamodule=data)
+    return model.eval().cpu()
 
 
 class DrawnCategory:
@@ -123,20 +136,17 @@ def collect(
     measure: Callable[[str, int], Any],
     **extra: object,
 ) -> None:
-    """Measure every cell that the results file lacks, write the file after each, and print its table.
+    """Measure every category and seed that the results file lacks, and write the file after each.
 
     Args:
         name: Name of the results file.
-        args: Command line, with ``table`` to print only.
+        args: Command line.
         rows_of: Rows of the table from the cells.
         measure: Cell of a category and a seed.
         extra: What else the results file holds.
     """
     cells: Cells = load(name, args.out).get("cells", {})
-    todo = [] if args.table else [(category, seed) for seed in args.seeds for category in args.categories]
-    for category, seed in todo:
+    for category, seed in product(args.categories, args.seeds):
         if f"{category}/{seed}" not in cells:
             cells[f"{category}/{seed}"] = measure(category, seed)
             save(args.out / f"{name}.json", rows_of(cells), cells=cells, **extra)
-    if args.table:
-        print(table(rows_of(cells)))

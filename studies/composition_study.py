@@ -1,7 +1,6 @@
 """What the composition read-out owes to each of its choices, on drawn images.
 
     python studies/composition_study.py --weights mobilenetv2_100.pth --root drawings
-    python studies/composition_study.py --table
 
 Every cell is a category and a seed; a cell that is in the output is not computed again. The seeds are not those of the
 reported benchmark: the defaults of the read-out were chosen with this study.
@@ -151,8 +150,8 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
 
 @torch.no_grad()
 def main() -> None:
-    args = options(__doc__, table=False, **DEFAULTS)
-    backbone = None if args.table else backbone_of(args, (3, 4))
+    args = options(__doc__, **DEFAULTS)
+    backbone = backbone_of(args, (3, 4))
 
     def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
         return Cell(args.root, category, seed, backbone, tests=60).variants()

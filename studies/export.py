@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import Row, load, measure, options, save, table, take_turns
-from _drawn import scores
+from _drawn import fit, scores
 from numpy.typing import NDArray
+
+from anomalib_npgmf import Npgmf, SyntheticLOCO
 
 COMPRESSIONS = {"FP32": None, "FP16": "FP16", "INT8 weights": "INT8", "INT8_PTQ": "INT8_PTQ"}
 SMALLER = (8, 64)  # the whole bank divided by these
@@ -85,21 +87,16 @@ def files_of(model: Any, data: Any, folder: Path, *, banks: bool) -> list[tuple[
 def formats(args: argparse.Namespace) -> None:
     """Train, export, evaluate and time; the first category shows what a smaller bank costs, and the times."""
     from anomalib.data.utils import read_image
-    from anomalib.engine import Engine
-
-    from anomalib_npgmf import Npgmf, SyntheticLOCO
 
     rows: list[Row] = []
     tests = {f"num_test_{kind}": args.test for kind in ("good", "logical", "structural")}
     counts = {"num_train": args.train, "num_validation": 12, **tests, "train_batch_size": 4, "eval_batch_size": 4}
     settings = {"logical_image_size": args.size, "coreset_ratio": args.ratio, "visualizer": False}
-    trainer = {"accelerator": "cpu", "devices": 1, "default_root_dir": args.folder, "logger": False}
     for category in args.categories:
         data = SyntheticLOCO(args.folder / "data", category, image_size=args.size, **counts)
         torch.manual_seed(0)
         model = Npgmf(preset="small", backbone=args.backbone, backbone_weights=args.weights, **settings)
-        Engine(max_epochs=args.epochs, **trainer).fit(model, datamodule=data)
-        model.eval()
+        fit(model, data, max_epochs=args.epochs, accelerator="cpu")
         first = category == args.categories[0]
         for kind, name, path in files_of(model, data, args.folder / category, banks=first):
             run = runner(path)
@@ -122,8 +119,6 @@ def formats(args: argparse.Namespace) -> None:
 def latency(args: argparse.Namespace) -> None:
     """Export and time, the files taking turns."""
     from anomalib.models import Patchcore, ReverseDistillation
-
-    from anomalib_npgmf import Npgmf
 
     torch.manual_seed(0)
     bank = torch.randn(BANK, DIM).relu()

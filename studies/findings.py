@@ -1,21 +1,15 @@
 """Rewrite the tables of docs/findings.md and of the README's results from the results files.
 
-A figure that was not measured stays empty.
-
 python studies/findings.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 import pandas as pd
-from _common import RESULTS, ROOT, Row, fill, load, table
-from composition_study import table_rows as composition_rows
-from merging_study import spread_rows
-from merging_study import table_rows as merging_rows
+from _common import RESULTS, ROOT, fill, load, table
 from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.plan import load_plan
@@ -116,31 +110,24 @@ def claims(found: Found) -> str:
     rows = []
     for claim, first, second, metrics in CLAIMS:
         for metric in metrics:
-            row = {"claim": claim, "metric": metric, "difference": "", "categories x seeds": "", "supported": ""}
-            if first in found and second in found:
-                gaps = by_seed((found[first] - found[second])[metric])
-                values = list(gaps.agg(fmean))
-                shape = " x ".join(map(str, gaps.shape))
-                row |= {
-                    "difference": spread(values, signed=True),
-                    "categories x seeds": shape,
-                    "supported": verdict(values),
-                }
+            gaps = by_seed((found[first] - found[second])[metric])
+            values = list(gaps.agg(fmean))
+            row = {"claim": claim, "metric": metric, "difference": spread(values, signed=True)}
+            row |= {"categories x seeds": " x ".join(map(str, gaps.shape)), "supported": verdict(values)}
             rows.append(row)
     return table(rows)
 
 
 def levers(found: Found, *, differences: bool = True) -> str:
     """Every lever alone and together, mean over categories."""
-    names = {text: name for text, name in LEVERS.items() if name in found}
     rows = [
         {"map": text} | {metric: spread(overall(found[name][metric])) for metric in METRICS}
-        for text, name in names.items()
+        for text, name in LEVERS.items()
     ]
     if differences:
         rows = rows[2:] + [
             {"map": f"{text}, less eq. 11"} | dict(zip(METRICS, less(found, name, "1:3"), strict=True))
-            for text, name in list(names.items())[3:]
+            for text, name in list(LEVERS.items())[3:]
         ]
     return table(rows)
 
@@ -149,9 +136,8 @@ def levers_by_category(found: Found) -> str:
     """The same per category: image AUROC on logical / structural anomalies."""
     rows = []
     for text, name in LEVERS.items():
-        if name in found:
-            cells = found[name].groupby("category", sort=False)[AUROC[:2]].agg(spread)
-            rows.append({"map": text} | cells.agg(" / ".join, axis="columns").to_dict())
+        cells = found[name].groupby("category", sort=False)[AUROC[:2]].agg(spread)
+        rows.append({"map": text} | cells.agg(" / ".join, axis="columns").to_dict())
     return table(rows)
 
 
@@ -171,21 +157,24 @@ def codebooks(found: Found) -> str:
     rows = []
     for category in found["logical"].index.unique("category"):
         for text, name in CODES.items():
-            if name in found and category in found[name].index.unique("category"):
+            if category in found[name].index.unique("category"):
                 cells = found[name].loc[category].agg(spread)
                 rows.append({"category": category, "logical branch": text} | cells.to_dict())
     for text, (first, second) in CODE_GAPS.items():
-        if first in found and second in found:
-            number = len(by_seed((found[first] - found[second])[AUROC[0]]))
-            row = {"category": f"mean of {number}", "logical branch": text}
-            rows.append(row | dict(zip(METRICS, less(found, first, second), strict=True)))
+        number = len(by_seed((found[first] - found[second])[AUROC[0]]))
+        row = {"category": f"mean of {number}", "logical branch": text}
+        rows.append(row | dict(zip(METRICS, less(found, first, second), strict=True)))
     return table(rows)
 
 
-def study(name: str, rows_of: Callable[[Any], Sequence[Row]], key: str = "cells") -> str:
-    """Table of a study's results file."""
-    cells = load(name).get(key)
-    return table(rows_of(cells)) if cells else "Not measured yet."
+def spreads() -> str:
+    """Standard deviation of a normal image's composition distance, from three sources."""
+    found = load("merging_study")["spreads"]
+    rows = [
+        {"category, seed": key.replace("/", ", "), **{name: f"{value:.3f}" for name, value in values.items()}}
+        for key, values in found.items()
+    ]
+    return table(rows)
 
 
 def models() -> str:
@@ -209,14 +198,13 @@ def main() -> None:
         "cells": conditions(found, "maximum+amounts"),
         "more images": conditions(sources("more_test_images"), "maximum"),
         "codebooks": codebooks(found),
-        "one model": study("one_model", one_model_rows),
-        "merging": study("merging_study", merging_rows),
-        "spread": study("merging_study", spread_rows, "spreads"),
-        "composition": study("composition_study", composition_rows),
+        "one model": table(one_model_rows(load("one_model")["cells"])),
+        "merging": table(load("merging_study")["rows"]),
+        "spread": spreads(),
+        "composition": table(load("composition_study")["rows"]),
     }
     fill(ROOT / "docs" / "findings.md", content)
     fill(ROOT / "README.md", {"results": levers(found, differences=False), "models": models()})
-    print(content["claims"], content["levers"], content["conditions"], sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Which rule merges the parts' maps: what `anomalib_npgmf.merging.rule` owes to its choices.
 
     python studies/merging_study.py --weights mobilenetv2_100.pth --root drawings
-    python studies/merging_study.py --table
 
 Trains preset small on drawn images with both branches and the composition read-out, logical branch at 128 px, the rest
 at 256 px, keeps the raw maps of calibration and test images below the root, and merges them by every rule. Statistics
@@ -13,7 +12,6 @@ not measured again.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Row, load, options
-from _drawn import DEFAULTS, KINDS, backbone_of, collect, long, scores, smoothed
+from _drawn import DEFAULTS, KINDS, collect, fit, long, scores, smoothed
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
+from anomalib_npgmf import Npgmf, SyntheticLOCO
 from anomalib_npgmf.merging.rule import CompositionMerger
 
 PARTS = ("logical", "structural", "composition")
@@ -34,25 +33,16 @@ Maps = dict[str, Tensor]
 
 def train(args: argparse.Namespace, category: str, seed: int, file: Path) -> None:
     """Train, and write the raw maps at the merging size, with the statistics of eq. 11."""
-    from anomalib.engine import Engine
-
-    from anomalib_npgmf import Npgmf, SyntheticLOCO
-
     seed_everything(seed, workers=True, verbose=False)
     counts = {f"num_test_{kind}": 60 for kind in ("good", *KINDS)}
     root = args.root / f"seed{seed}"
     data = SyntheticLOCO(root, category, 256, num_train=60, **counts, train_batch_size=4, seed=seed)
-    data.prepare_data()
     sizes = {"logical_image_size": 128, "structural_image_size": 256}
     without: dict[str, Any] = dict.fromkeys(("post_processor", "evaluator", "visualizer"), False)
     backbone = {"backbone": args.backbone, "backbone_weights": args.weights}
     model = Npgmf(preset="small", **backbone, **sizes, composition=True, **without)
-    with tempfile.TemporaryDirectory() as scratch:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        engine = Engine(max_epochs=args.epochs, devices=1, default_root_dir=scratch, **quiet)
-        engine.fit(model, datamodule=data)
+    fit(model, data, max_epochs=args.epochs)
     data.setup("test")
-    model.eval().cpu()
     merger = model.model.merger
     content: dict[str, Any] = {"path": [], "mean": merger.mean, "std": merger.std}
     content["held_out"] = model.model.composition.cv_stats
@@ -129,14 +119,6 @@ def spreads(paths: list[Path], kept: Maps) -> dict[str, float]:
     }
 
 
-def spread_rows(found: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """One row per category and seed."""
-    return [
-        {"category, seed": key.replace("/", ", "), **{name: f"{value:.3f}" for name, value in values.items()}}
-        for key, values in found.items()
-    ]
-
-
 def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """Image AUROC per category, logical / structural, mean over its seeds (their number); then means of categories."""
     found = long(cells)
@@ -150,9 +132,7 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
 
 
 def main() -> None:
-    args = options(__doc__, table=False, epochs=30, **DEFAULTS)
-    if not args.table:
-        backbone_of(args)
+    args = options(__doc__, epochs=30, **DEFAULTS)
     found = load("merging_study", args.out).get("spreads", {})
 
     def measure(category: str, seed: int) -> dict[str, dict[str, float]]:

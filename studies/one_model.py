@@ -1,24 +1,23 @@
 """One logical branch for several categories: does it matter whether the text prior tells them apart?
 
     python studies/one_model.py --weights mobilenetv2_100.pth --root drawings
-    python studies/one_model.py --table
 
 Three ways to train the logical branch of preset small at 128 px, with the same number of passes over every image: one
 branch per category, one for all categories with a vector of each in the place of its text embedding, and one for all
-with the same vector everywhere. The vectors are random and of unit length, or with ``--clip-weights`` CLIP's embeddings
-of the categories' names: for a handful of fixed categories the linear layer behind them turns either into any other.
+with the same vector everywhere. The vectors are random and of unit length: for a handful of fixed categories the linear
+layer behind them turns them into any others, CLIP's embeddings among them.
 """
 
 from __future__ import annotations
 
-import time
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _common import Row, load, options, save, table
+from _common import Row, options, save
 from _drawn import DEFAULTS, KINDS, DrawnCategory, backbone_of, long, scores, smoothed
 from torch import Tensor
 
@@ -26,7 +25,6 @@ from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.config import PRESETS
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 
 SIZE = (128, 128)
 BATCH = 4
@@ -76,10 +74,8 @@ def test(branch: LogicalBranch, cell: DrawnCategory, vector: Tensor) -> dict[str
     return scores(cell.paths, merged.amax((1, 2, 3)), merged)
 
 
-def embeddings(categories: list[str], clip_weights: str | None, seed: int) -> dict[str, Tensor]:
+def embeddings(categories: list[str], seed: int) -> dict[str, Tensor]:
     """A unit vector per category."""
-    if clip_weights is not None:
-        return {name: encode_caption(caption_of(name), weights=clip_weights) for name in categories}
     generator = torch.Generator().manual_seed(seed)
     return {name: F.normalize(torch.randn(512, generator=generator), dim=0) for name in categories}
 
@@ -102,32 +98,28 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def measure(args: argparse.Namespace, backbone: Backbone, seed: int) -> dict[str, Row]:
+    """Train and test in the three ways; metrics by category."""
+    drawn = {name: DrawnCategory(args.root, name, seed, backbone, SIZE) for name in args.categories}
+    own = embeddings(args.categories, seed)
+    same = dict.fromkeys(own, next(iter(own.values())))
+    found: dict[str, Row] = {name: {} for name in drawn}
+    for arm, vectors in ((ALONE, own), (OWN, own), (SAME, same)):
+        for group in [{name: cell} for name, cell in drawn.items()] if arm == ALONE else [drawn]:
+            branch = train(group, vectors, backbone, args.epochs, seed)
+            for name, cell in group.items():
+                found[name][arm] = test(branch, cell, vectors[name])
+    return found
+
+
 def main() -> None:
-    own_defaults = {"seeds": [0, 1, 2], "root": Path("datasets/SyntheticLOCO"), "clip_weights": str, "epochs": 30}
-    args = options(__doc__, table=False, **DEFAULTS | own_defaults)
-    cells = load("one_model", args.out).get("cells", {})
-    backbone = None if args.table else backbone_of(args)
-    for seed in [] if args.table else args.seeds:
-        keys = {name: f"{name}/seed{seed}" for name in args.categories}
-        if all(key in cells for key in keys.values()):
-            continue
-        start = time.perf_counter()
-        drawn = {name: DrawnCategory(args.root, name, seed, backbone, SIZE) for name in args.categories}
-        own = embeddings(args.categories, args.clip_weights, seed)
-        same = dict.fromkeys(own, next(iter(own.values())))
-        found: dict[str, Row] = {key: {} for key in keys.values()}
-        for arm, vectors in ((ALONE, own), (OWN, own), (SAME, same)):
-            for group in [{name: cell} for name, cell in drawn.items()] if arm == ALONE else [drawn]:
-                branch = train(group, vectors, backbone, args.epochs, seed)
-                for name, cell in group.items():
-                    found[keys[name]][arm] = test(branch, cell, vectors[name])
-            print(f"seed {seed}, {arm}: {time.perf_counter() - start:.0f} s", flush=True)
-        cells |= found
-        vector_kind = "random" if args.clip_weights is None else "CLIP"
-        path, rows = args.out / "one_model.json", table_rows(cells)
-        save(path, rows, cells=cells, epochs=args.epochs, vectors=vector_kind)
-    if args.table:
-        print(table(table_rows(cells)))
+    own_defaults = {"seeds": [0, 1, 2], "root": Path("datasets/SyntheticLOCO"), "epochs": 30}
+    args = options(__doc__, **DEFAULTS | own_defaults)
+    backbone = backbone_of(args)
+    cells: dict[str, Row] = {}
+    for seed in args.seeds:
+        cells |= {f"{name}/seed{seed}": cell for name, cell in measure(args, backbone, seed).items()}
+        save(args.out / "one_model.json", table_rows(cells), cells=cells, epochs=args.epochs)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
     python studies/pictures.py --weights mobilenetv2_100=FILE
 
-Trains the model of configs/plans/synthetic.yaml with its settings, one category after the other, and shows of each a
-logical anomaly, a structural one and a good image: not the best ones, but those whose scores are at the median of their
-kind (``--rank``). ``--epochs`` and ``--root``, which may hold {seed}, take the place of the plan's.
+Trains the model of configs/plans/synthetic.yaml, one category after the other, and shows of each a logical anomaly, a
+structural one and a good image: not the best ones, but those whose scores are at the median of their kind. ``--epochs``
+and ``--root``, which may hold {seed}, take the place of the plan's.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +17,12 @@ import cv2
 import numpy as np
 import torch
 from _common import ROOT, options
-from anomalib.engine import Engine
+from _drawn import fit
 from lightning.pytorch import seed_everything
 from matplotlib.figure import Figure
 
 from anomalib_npgmf import Npgmf, SyntheticLOCO
-from anomalib_npgmf.benchmark.plan import Cell, load_plan
+from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.weights import insert_files, parse_weights
 from anomalib_npgmf.host.drawing import Picture, heat_map, outline, to_rgb
 from anomalib_npgmf.host.visualizer import dominant_part
@@ -51,22 +50,6 @@ class Row(NamedTuple):
         return f"{text}\n{'false alarm' if self.kind == 'good' else 'found'} by the\n{who}"
 
 
-def train(cell: Cell, files: dict[str, Path]) -> tuple[Npgmf, SyntheticLOCO]:
-    """Train the model of a cell."""
-    seed_everything(cell.seed, workers=True, verbose=False)
-    data = SyntheticLOCO(**cell.data_args, root=cell.root)
-    model = Npgmf(**insert_files(cell.model_args, files), visualizer=False, evaluator=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(default_root_dir=scratch, logger=False, enable_model_summary=False, **cell.trainer)
-        engine.fit(model, datamodule=data)
-    return model.eval().cpu(), data
-
-
-def sized(picture: Picture) -> Picture:
-    """A picture at the size of a panel."""
-    return np.asarray(cv2.resize(picture, (PANEL, PANEL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
 @torch.no_grad()
 def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
     """Everything that the model says of the test images."""
@@ -82,21 +65,22 @@ def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
         maps = net.merger.calibrated_maps(found.maps) | {"merged": merged.anomaly_map}
         parts = dominant_part(net.merger, found.maps)
         for index, path in enumerate(batch.image_path):
-            image = sized(to_rgb(images[index], net.mean, net.std))
+            image = to_rgb(images[index], net.mean, net.std)
+            image = np.asarray(cv2.resize(image, (PANEL, PANEL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
             pictures = {"image": image, "ground truth": outline(image, batch.gt_mask[index].squeeze().bool().numpy())}
             for name, part in maps.items():
                 plane = post._normalize(part[index].squeeze(), post.pixel_min, post.pixel_max, post.pixel_threshold)
                 pictures[f"{name} map"] = heat_map(image, cv2.resize(plane.numpy(), (PANEL, PANEL)))
             assert found.reconstruction is not None
-            pictures["what normal\nwould look like"] = sized(to_rgb(found.reconstruction[index], net.mean, net.std))
+            pictures["what normal\nwould look like"] = to_rgb(found.reconstruction[index], net.mean, net.std)
             rows.append(Row(str(kind_of(Path(path))), float(scores[index]), parts[index], pictures))
     return rows
 
 
-def choose(rows: Sequence[Row], rank: float) -> list[Row]:
-    """The row of each kind whose score has that rank among its kind, from 0 (lowest) to 1."""
+def medians(rows: Sequence[Row]) -> list[Row]:
+    """The row of each kind whose score is the median of its kind."""
     ordered = {kind: sorted((row for row in rows if row.kind == kind), key=lambda row: row.score) for kind in KINDS}
-    return [same[round(rank * (len(same) - 1))] for same in ordered.values()]
+    return [same[round(0.5 * (len(same) - 1))] for same in ordered.values()]
 
 
 def draw(rows: Sequence[tuple[str, Row]], path: Path) -> None:
@@ -111,7 +95,7 @@ def draw(rows: Sequence[tuple[str, Row]], path: Path) -> None:
         axes.set_title(name, fontsize=10)
     for line, (category, row) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, row.pictures.values(), strict=True):
-            axes.imshow(picture, interpolation="lanczos")
+            axes.imshow(picture, interpolation="lanczos", aspect="auto")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         text = f"{category.replace('_', ' ')}\n{row.verdict}"
@@ -122,22 +106,22 @@ def draw(rows: Sequence[tuple[str, Row]], path: Path) -> None:
     bar.set_yticks([])
     bar.set_xticks([0.25, 0.5, 1], ["normal", "threshold", "anomalous"], fontsize=9)
     bar.tick_params(length=2, pad=2)
-    jpeg: Any = {"pil_kwargs": {"quality": 88, "optimize": True}}
-    figure.savefig(path, dpi=DPI, **(jpeg if path.suffix == ".jpg" else {"metadata": {"Software": None}}))
+    figure.savefig(path, dpi=DPI, pil_kwargs={"quality": 88, "optimize": True})
 
 
 def main() -> None:
     categories = ["filled_vials", "sorting_tray", "loose_screws"]
-    output = ROOT / "docs" / "images" / "opening.jpg"
-    args = options(__doc__, weights=[], categories=categories, epochs=int, root=str, rank=0.5, output=output)
+    args = options(__doc__, weights=[], categories=categories, epochs=int, root=str, out=ROOT / "docs" / "images")
     files = parse_weights(args.weights)
     plan = load_plan(ROOT / "configs" / "plans" / "synthetic.yaml", args.root, args.epochs)
     rows = []
     for category in args.categories:
         (cell,) = plan.select([f"npgmf/default/{category}/seed0"]).cells
-        rows += [(category, row) for row in choose(rows_of(*train(cell, files)), args.rank)]
-    draw(rows, args.output)
-    print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
+        seed_everything(cell.seed, workers=True, verbose=False)
+        data = SyntheticLOCO(**cell.data_args, root=cell.root)
+        model = Npgmf(**insert_files(cell.model_args, files), visualizer=False, evaluator=False)
+        rows += [(category, row) for row in medians(rows_of(fit(model, data, **cell.trainer), data))]
+    draw(rows, args.out / "opening.jpg")
 
 
 if __name__ == "__main__":

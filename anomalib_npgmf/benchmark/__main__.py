@@ -18,9 +18,6 @@ PROGRAM = "python -m anomalib_npgmf.benchmark"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
-    Args:
-        arguments: Command line, without the program; ``sys.argv`` if None.
-
     Returns:
         Exit status: 0 if every cell is finished; 1 if one failed or, with one sentence on standard error, if the input
         is wrong; 130 if it was interrupted.
@@ -61,13 +58,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Train and test every cell (model, variant, category, seed) of a plan, on all CUDA devices or the CPU.
+    """Train and test every cell (model, variant, category, seed) of a plan.
 
     Each cell leaves one JSON file. The same command goes on where an earlier one stopped: finished cells are not run
     again, failed ones only with --retry-failed.
     """
-    import torch
-
     plan = load_plan(options.plan, options.root, options.epochs).select(options.only)
     weights = parse_weights(options.weights)
     # what repeats a cell, without the folders of this machine
@@ -75,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     command += "".join(f" --weights {shlex.quote(f'{name}={path.name}')}" for name, path in weights.items())
     command += "" if options.epochs is None else f" --epochs {options.epochs}"
     output = options.output or Path("results") / plan.name
-    runner = Runner(output, weights, command, range(torch.cuda.device_count()))
+    runner = Runner(output, weights, command)
     states = list(runner.run(plan, retry_failed=options.retry_failed).values())
     print(f"{states.count('finished')} finished, {states.count('failed')} failed, in {output}")
     return 0 if states.count("finished") == len(states) else 1

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalib_npgmf.composition import CompositionBranch
 from anomalib_npgmf.host.fit import calibration_batches
@@ -19,7 +19,7 @@ AMOUNTS = "amounts"
 MAXIMUM_AND_AMOUNTS = "maximum+amounts"
 
 
-class Alternatives:
+class Alternatives(nn.Module):
     """Other merging rules for the parts of a fitted `Npgmf`.
 
     Eq. 11 (with the weights 1:3) beside the composition, and the maximum beside its histogram of the whole image alone,
@@ -30,8 +30,9 @@ class Alternatives:
     """
 
     def __init__(self, module: Npgmf) -> None:
+        super().__init__()
         self._model = model = module.model
-        self._mergers: dict[str, MapMerger] = {}
+        self._mergers = nn.ModuleDict()
         self._amounts: CompositionBranch | None = None
         composition = model.composition
         if composition is None or model.config.branches != "both" or module.calibrator.images is None:
@@ -48,7 +49,7 @@ class Alternatives:
     @torch.no_grad()
     def _calibrate(self, module: Npgmf) -> None:
         device = module.trainer.strategy.root_device
-        self._move(device)  # after a fit Lightning leaves the model on the CPU
+        self.to(device)  # after a fit Lightning leaves the model on the CPU
         training = self._model.training
         self._model.eval()
         kept: dict[str, list[dict[str, Tensor]]] = {rule: [] for rule in self._mergers}
@@ -60,13 +61,9 @@ class Alternatives:
         self._model.train(training)
         for rule, merger in self._mergers.items():
             part = self._amounts if rule == MAXIMUM_AND_AMOUNTS else self._model.composition
-            assert part is not None
+            assert isinstance(part, CompositionBranch)
+            assert isinstance(merger, MapMerger)
             calibrate(merger, kept[rule], part.cv_stats)
-
-    def _move(self, device: torch.device) -> None:
-        for part in (self._model, self._amounts, *self._mergers.values()):
-            if part is not None:
-                part.to(device)
 
     def _with(self, maps: Mapping[str, Tensor], rule: str, image: Tensor) -> dict[str, Tensor]:
         """Maps of the parts that a rule merges."""
@@ -77,21 +74,15 @@ class Alternatives:
 
     @torch.no_grad()
     def merge(self, maps: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-        """Merge by every rule.
+        """Merged maps [B, 1, H, W] at the merger's size by rule, see `results.MAPS`; none without both branches.
 
         Args:
             maps: Raw maps by part.
             image: The images, normalised.
-
-        Returns:
-            Merged maps [B, 1, H, W] at the merger's size by rule: weighted sums, named by the weights
-            logical:structural; the larger one of the two calibrated maps, ``"maximum"``; ``"1:3+composition"``;
-            ``"amounts"``, the composition's histogram of the whole image alone; and ``"maximum+amounts"``. Empty unless
-            both branches are there.
         """
         if not all(branch in maps for branch in BRANCHES):
             return {}
-        self._move(image.device)
+        self.to(image.device)
         z = [self._model.merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES]
         merged = {f"{a}:{b}": a * z[0] + b * z[1] for a, b in ((1, 3), (3, 1), (1, 1))}
         merged["maximum"] = torch.maximum(*z)

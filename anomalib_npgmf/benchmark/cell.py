@@ -31,15 +31,12 @@ from anomalib_npgmf.lightning_model import Npgmf
 
 
 def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
-    """Train and test one cell.
+    """Train and test one cell; what that adds to the record, from ``metrics`` on.
 
     Args:
         cell: What to run.
         files: Local weights by timm name.
         stem: What the pictures of the gallery are named after.
-
-    Returns:
-        What the run adds to the record, from ``metrics`` on.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -117,11 +114,7 @@ def _describe(model: AnomalibModule) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the job on standard input and write its record, also if it fails.
-
-    Returns:
-        Exit status: 0, or 1 if the cell failed.
-    """
+    """Run the job on standard input and write its record; exit status 1 if it failed."""
     job = json.load(sys.stdin)
     cell, files = Cell(**job["cell"]), {name: Path(path) for name, path in job["weights"].items()}
     output = Path(job["output"])

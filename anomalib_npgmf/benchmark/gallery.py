@@ -20,19 +20,12 @@ _QUALITY = 80  # of JPEG
 
 
 def choose(scores: Mapping[Path, float], labels: Mapping[Path, bool]) -> dict[str, Path]:
-    """Choose the images to show.
+    """Choose the images to show, by role; none twice, and none unless there are good and anomalous ones.
 
     Scores are judged against a cut half way between the median of the good images and that of the anomalous ones. An
-    image's margin is its distance from the cut, negative on the wrong side.
-
-    Args:
-        scores: Image score by path.
-        labels: Whether the image is anomalous, by path.
-
-    Returns:
-        No image twice, by role: ``best_<kind>``, the largest margin of each kind of anomaly; then, of the good and of
-        the anomalous ones each, ``worst_...``, the smallest margin, and ``borderline_...``, the one nearest to the cut.
-        Empty unless there are good and anomalous images.
+    image's margin is its distance from the cut, negative on the wrong side. ``best_<kind>`` has the largest margin of a
+    kind of anomaly; ``worst_...`` the smallest, and ``borderline_...`` is nearest to the cut, of the good and of the
+    anomalous images each.
 
     Example:
         >>> scores = {Path(f"{i}.png"): float(i) for i in range(8)}
@@ -59,17 +52,10 @@ def choose(scores: Mapping[Path, float], labels: Mapping[Path, bool]) -> dict[st
 
 
 def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
-    """Draw the chosen images of a test pass.
+    """Draw the chosen images of a test pass as ``<stem>_<role>.jpg``; names of the files by role, see `choose`.
 
     One colour scale per map serves all images of the cell: blue is the mean over the good images, red the median of the
-    maxima of the anomalous ones.
-
-    Args:
-        test_pass: Predictions of the cell.
-        stem: What the files are named after: ``<stem>_<role>.jpg``. Older ones are removed.
-
-    Returns:
-        Name of the file by role, see `choose`.
+    maxima of the anomalous ones. Older files are removed.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     for old in stem.parent.glob(f"{stem.name}_*.jpg"):

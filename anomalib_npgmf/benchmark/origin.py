@@ -30,8 +30,7 @@ _COSTS = {
 def codebooks(group: Group) -> str:
     """Perplexity and dead codes per level at the end of the training, by category; empty without codebooks."""
     means = _means(group)
-    start = "training perplexity_"
-    levels = sorted(int(name.removeprefix(start)) for name in map(str, means) if name.startswith(start))
+    levels = sorted(int(name.rpartition("_")[2]) for name in means.columns if name.startswith("training perplexity_"))
     columns = {
         f"{what}, level {level}": (f"training {what.replace(' ', '_')}_{level}", 1)
         for level in levels
@@ -44,6 +43,27 @@ def costs(group: Group) -> str:
     """Times, memory and size by category."""
     text = "Means over seeds. The test includes reading the images and every map above, not the metrics."
     return f"{text}\n\n{_table(_means(group), _COSTS)}"
+
+
+def _means(group: Group) -> pd.DataFrame:
+    """Means over seeds by category, of values named as ``training epochs``."""
+    parts = ("training", "seconds", "model", "peak_memory")
+    rows = []
+    for record in group.records.values():
+        images = len(record["images"])
+        rows.append({part: record[part] for part in parts} | {"category": record["cell"]["category"]})  # type: ignore[literal-required]
+        rows[-1]["ms"] = 1000 * record["seconds"]["test"] / images if images else None
+    means = pd.json_normalize(rows, sep=" ").groupby("category").mean(numeric_only=True)
+    return means.reindex(group.measured_categories)
+
+
+def _table(means: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
+    known = {title: column for title, column in columns.items() if column[0] in means}
+    rows = [
+        [str(category), *("" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in known.values())]
+        for category, row in means.iterrows()
+    ]
+    return table(["category", *known], rows)
 
 
 def origin(results: Results) -> str:
@@ -64,28 +84,6 @@ def origin(results: Results) -> str:
     if days := sorted(record["started"][:10] for record in results.records):
         lines.append("- run: " + " to ".join(dict.fromkeys((days[0], days[-1]))))
     return "\n".join(lines)
-
-
-def _means(group: Group) -> pd.DataFrame:
-    """Means over seeds by category."""
-    rows = []
-    for (category, _), record in group.records.items():
-        parts = {"training": record["training"], "seconds": record["seconds"], "model": record["model"]}
-        parts["peak_memory"] = record["peak_memory"]
-        row = {f"{part} {name}": value for part, values in parts.items() for name, value in values.items()}
-        number = len(record["images"])
-        rows.append({"category": category, "ms": 1000 * record["seconds"]["test"] / number if number else None, **row})
-    means = pd.DataFrame(rows).groupby("category").mean(numeric_only=True)
-    return means.reindex(group.measured_categories)
-
-
-def _table(means: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
-    known = {title: column for title, column in columns.items() if column[0] in means}
-    rows = [
-        [str(category), *("" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in known.values())]
-        for category, row in means.iterrows()
-    ]
-    return table(["category", *known], rows)
 
 
 def _settings(record: Record) -> str:

@@ -12,11 +12,6 @@ from typing import Any
 
 import yaml
 
-_KEYS = {
-    "plan": {"title", "data", "categories", "seeds", "trainer", "models"},
-    "data": {"class_path", "init_args"},
-    "model": {"class_path", "init_args", "variants", "data", "trainer"},
-}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -111,51 +106,45 @@ def load_plan(path: Path, root: str | None = None, epochs: int | None = None) ->
 
 def parse_plan(name: str, content: Any, root: str | None = None, epochs: int | None = None) -> Plan:
     """As `load_plan`, from the content of the file."""
-    plan = _section(content, "plan", f"plan {name}", ("data", "categories", "seeds", "models"))
-    data = _section(plan["data"], "data", "data", ("class_path",))
-    for key, kind, text in (
-        ("models", dict, "a mapping from a name to class_path and init_args"),
-        ("categories", list, "a list of at least one"),
-        ("seeds", list, "a list of at least one"),
-    ):
+    plan = _section(f"plan {name}", content, ("data", "categories", "seeds", "models"), ("title", "trainer"))
+    data = _section("data", plan["data"], ("class_path",), ("init_args",))
+    for key, kind in (("models", dict), ("categories", list), ("seeds", list)):
         if not isinstance(plan[key], kind) or not plan[key]:
-            msg = f"Plan {name} needs {key}: {text}."
+            msg = f"Plan {name} needs {key}: a {kind.__name__} of at least one."
             raise ValueError(msg)
     cells = []
     for model_name, entry in plan["models"].items():
-        model = _section(entry, "model", f"model {model_name}", ("class_path",))
+        optional = ("init_args", "variants", "data", "trainer")
+        model = _section(f"model {model_name}", entry, ("class_path",), optional)
         trainer = _merge(plan.get("trainer"), model.get("trainer"), {} if epochs is None else {"max_epochs": epochs})
         arguments = _merge(data.get("init_args"), model.get("data"), {} if root is None else {"root": root})
-        variants = model.get("variants") or {"default": {}}
+        variants = model.get("variants", {"default": {}})
         for variant, category, seed in product(variants, plan["categories"], plan["seeds"]):
-            _check_names(model_name, variant, category)
-            model_args = _merge(model.get("init_args"), variants[variant])
+            for text in (model_name, variant, category):
+                if not isinstance(text, str) or not _NAME.fullmatch(text):
+                    msg = f"{text!r} cannot name a model, variant or category: use letters, digits and '_', '-', '.'."
+                    raise ValueError(msg)
             data_args = {key: _fill(value, category, seed) for key, value in arguments.items()}
             place = data_args.pop("root", None)
-            classes = {"model_class": model["class_path"], "data_class": data["class_path"]}
-            given = {"model_args": model_args, "data_args": data_args, "trainer": trainer, "root": place}
-            cells.append(Cell(model_name, variant, category, seed, **classes, **given))
-    return Plan(name, plan.get("title") or name, tuple(cells))
+            ours = (model["class_path"], _merge(model.get("init_args"), variants[variant]))
+            theirs = (data["class_path"], data_args)
+            cells.append(Cell(model_name, variant, category, seed, *ours, *theirs, trainer, place))
+    return Plan(name, plan.get("title", name), tuple(cells))
 
 
-def _section(content: Any, kind: str, what: str, required: Sequence[str]) -> dict[str, Any]:
+def _section(what: str, content: Any, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """A part of the file, checked for its keys."""
+    known = [*required, *optional]
     if not isinstance(content, dict):
-        msg = f"The {what} must be a mapping with the keys {', '.join(sorted(_KEYS[kind]))}."
+        msg = f"The {what} must be a mapping with the keys {', '.join(known)}."
         raise ValueError(msg)  # noqa: TRY004  a file with wrong content, not a wrong argument
-    if unknown := sorted(set(map(str, content)) - _KEYS[kind]):
-        msg = f"The {what} has the unknown key {unknown[0]!r}; it may have {', '.join(sorted(_KEYS[kind]))}."
+    if unknown := [key for key in content if key not in known]:
+        msg = f"The {what} has the unknown key {unknown[0]!r}; it may have {', '.join(known)}."
         raise ValueError(msg)
     if missing := [key for key in required if key not in content]:
         msg = f"The {what} lacks {missing[0]!r}."
         raise ValueError(msg)
     return content
-
-
-def _check_names(*names: Any) -> None:
-    for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            msg = f"{name!r} cannot name a model, variant or category: use a text of letters, digits and '_', '-', '.'."
-            raise ValueError(msg)
 
 
 def _merge(*parts: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -44,10 +44,6 @@ def write_report(folder: Path, output: Path, command: str, plan: Plan | None = N
 
     Returns:
         The files that were written.
-
-    Raises:
-        ValueError: If the folder holds no record, or a file is none.
-        FileNotFoundError: If there is no such folder.
     """
     results = load_results(folder, plan)
     images = output.parent / "images"

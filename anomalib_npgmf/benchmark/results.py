@@ -117,9 +117,6 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
         plan: What should be there. Left out, that is every combination of the categories and seeds that a model in a
             variant has any record of.
 
-    Returns:
-        The records.
-
     Raises:
         ValueError: If the folder holds no record, or a file is none.
         FileNotFoundError: If there is no such folder.
