@@ -65,6 +65,13 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
     return parsed
 
 
+def run_part(doc: str | None, *parts: Callable[[argparse.Namespace], None], **defaults: Any) -> None:
+    """Run the function that the first argument names; see `options`."""
+    by_name = {part.__name__: part for part in parts}
+    args = options(doc, *by_name, **defaults)
+    by_name[args.part](args)
+
+
 def load(name: str, folder: Path = RESULTS) -> Row:
     """A results file; without rows if it was not written yet."""
     path = folder / f"{name}.json"

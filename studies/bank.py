@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from _common import Row, measure, options, patches, peak_memory, save, smooth_patches
+from _common import Row, measure, patches, peak_memory, run_part, save, smooth_patches
 from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
 from lightning import seed_everything
 from torch import Tensor
@@ -215,10 +215,8 @@ def accuracy(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    parts = {f.__name__: f for f in (coreset, build, growth, cover, search, accuracy)}
-    sizes = {"images": int, "patches": 60_000, "repeats": 3, "baseline_steps": 200, "threads": 2}
-    args = options(__doc__, *parts, **DEFAULTS | sizes | {"seeds": [0, 1, 2]})
-    parts[args.part](args)
+    sizes = {"images": int, "patches": 60_000, "repeats": 3, "baseline_steps": 200, "threads": 2, "seeds": [0, 1, 2]}
+    run_part(__doc__, coreset, build, growth, cover, search, accuracy, **DEFAULTS | sizes)
 
 
 if __name__ == "__main__":

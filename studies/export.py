@@ -1,14 +1,13 @@
 """Exported models: accuracy, size and CPU latency of every format, and latency beside anomalib's exported models.
 
-    python studies/export.py formats --folder OUT [--backbone NAME --weights FILE]
-    python studies/export.py latency --folder OUT
+    python studies/export.py formats [--backbone NAME --weights FILE]
+    python studies/export.py latency
     python studies/export.py report
 
 ``formats`` draws categories of SyntheticLOCO, trains one model each, exports it and evaluates every file on the test
 images through its own runtime. ``latency`` exports preset ``fast``, PatchCore and ReverseDistillation with the same
 backbone (wide_resnet50_2, random weights), image size and bank (3,584 patches are 1 % of those of 350 images) to
-OpenVINO. Both time one image at a time, in one process, and write ``results/export_<part>.json``; ``report`` prints the
-tables.
+OpenVINO. Both keep the files below ``--folder`` and time one image at a time. ``report`` prints the tables.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import Row, load, measure, options, save, table, take_turns
+from _common import Row, load, measure, run_part, save, table, take_turns
 from _drawn import fit, scores
 from numpy.typing import NDArray
 
@@ -159,13 +158,10 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parts = {"formats": formats, "latency": latency, "report": report}
     sizes = {"size": 256, "ratio": 0.02, "train": 24, "test": 16, "epochs": 3, "repeats": 15, "threads": 2}
     network = {"backbone": "resnet18", "weights": "random"}
-    args = options(__doc__, *parts, folder=Path, categories=["sorting_tray", "cable_pairs"], **network, **sizes)
-    if args.part != "report" and args.folder is None:
-        raise SystemExit("--folder OUT is missing.")
-    parts[args.part](args)
+    lists = {"categories": ["sorting_tray", "cable_pairs"]}
+    run_part(__doc__, formats, latency, report, folder=Path("exported"), **lists, **network, **sizes)
 
 
 if __name__ == "__main__":

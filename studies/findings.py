@@ -13,7 +13,7 @@ from _common import RESULTS, ROOT, fill, load, table
 from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.plan import load_plan
-from anomalib_npgmf.benchmark.results import LOCO, Group, Results, load_results
+from anomalib_npgmf.benchmark.results import LOCO, Group, load_results
 from anomalib_npgmf.benchmark.tables import spread
 
 METRICS = list(LOCO)
@@ -22,9 +22,10 @@ MEANS = (AUROC[2], SPRO[2])
 Found = Mapping[str, pd.DataFrame]  # metrics of a map or variant, by category and seed
 
 
-def results(name: str) -> Results:
-    """Records of a plan."""
-    return load_results(RESULTS / name, load_plan(ROOT / "configs" / "plans" / f"{name}.yaml"))
+def groups(name: str) -> list[Group]:
+    """Records of a plan by model and variant; of the ablation also those of an earlier variant."""
+    plan = None if name == "ablation" else load_plan(ROOT / "configs" / "plans" / f"{name}.yaml")
+    return load_results(RESULTS / name, plan).groups
 
 
 def metrics(group: Group, name: str) -> pd.DataFrame:
@@ -35,16 +36,14 @@ def metrics(group: Group, name: str) -> pd.DataFrame:
 
 def sources(*plans: str) -> dict[str, pd.DataFrame]:
     """Metrics of what is compared, by category and seed: maps of the model, and variants of the ablation."""
-    found: dict[str, list[pd.DataFrame]] = {}
+    found: dict[str, pd.DataFrame] = {}
     for plan in plans:
-        measured = results(plan)
-        for group in [*measured.groups, *measured.unplanned]:
-            for name in group.maps if group.model == "npgmf" else ():
-                if plan != "ablation":
-                    found.setdefault(name, []).append(metrics(group, name))
-                elif name == "merged":
-                    found.setdefault(group.variant, []).append(metrics(group, name))
-    return {name: pd.concat(parts) for name, parts in found.items()}
+        for group in groups(plan):
+            if group.model == "npgmf" and plan == "ablation":
+                found[group.variant] = metrics(group, "merged")
+            elif group.model == "npgmf":
+                found |= {name: metrics(group, name) for name in group.maps}
+    return found
 
 
 def by_seed(values: pd.Series) -> pd.DataFrame:
@@ -180,7 +179,7 @@ def spreads() -> str:
 def models() -> str:
     """Every model of the plan, mean over categories."""
     rows = []
-    for group in results("synthetic").groups:
+    for group in groups("synthetic"):
         means = {metric: group.by_seed("merged", metric) for metric in (*AUROC, SPRO[2])}
         shown = {metric: spread(seeds) for metric, seeds in means.items()}
         rows.append({"model": group.name, "seeds": len(means[AUROC[0]]) or ""} | shown)

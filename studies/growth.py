@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-from _common import ROOT, Row, fill, load, measure, options, save, section, smooth_patches
+from _common import ROOT, Row, fill, load, measure, run_part, save, section, smooth_patches
 from torch import Tensor
 
 from anomalib_npgmf.structural import MemoryBank
@@ -138,11 +138,5 @@ def docs(_: argparse.Namespace) -> None:
     fill(ROOT / "docs" / "large_banks.md", content)
 
 
-def main() -> None:
-    parts = {"search": search, "docs": docs}
-    args = options(__doc__, *parts, banks=[1024, 4096, 16384, 65536], threads=2, repeats=5)
-    parts[args.part](args)
-
-
 if __name__ == "__main__":
-    main()
+    run_part(__doc__, search, docs, banks=[1024, 4096, 16384, 65536], threads=2, repeats=5)

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
-from _common import Call, Row, gflops, measure, options, ready, save, settle, smooth_images, take_turns
+from _common import Call, Row, gflops, measure, ready, run_part, save, settle, smooth_images, take_turns
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
@@ -44,7 +44,7 @@ def reverse_distillation(backbone: str) -> ReverseDistillationModel:
     )
 
 
-def models(backbone: str, images: Tensor) -> dict[str, nn.Module]:
+def built(backbone: str, images: Tensor) -> dict[str, nn.Module]:
     """Our model with a bank of patches of the images, and those of anomalib, as far as they allow the backbone."""
     ours = ready("fast", backbone=backbone, backbone_weights="random")
     assert ours.encoder is not None
@@ -84,14 +84,14 @@ def logical_map(model: Any, features: list[Tensor]) -> object:
     return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
 
 
-def compare_models(args: argparse.Namespace) -> None:
+def models(args: argparse.Namespace) -> None:
     """Measure every backbone and batch size; the results file is written after each."""
     rows: list[Row] = []
     ratios: list[Row] = []
     for backbone in args.backbones:
         for batch in args.batches:
             images = smooth_images(max(batch, BANK // (SIZE // 8) ** 2 + 1), SIZE)
-            found = models(backbone, images)
+            found = built(backbone, images)
             todo = calls(found, images[:batch])
             times = take_turns(todo, args.seconds)
             medians = 1e3 * times.groupby("name", sort=False).median()
@@ -140,7 +140,7 @@ def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tupl
     return parts | {"whole model": (lambda: model(image), (model,))}
 
 
-def compare_presets(args: argparse.Namespace) -> None:
+def presets(args: argparse.Namespace) -> None:
     """Measure every preset; the results file is written after each."""
     weights = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
     rows: list[Row] = []
@@ -163,10 +163,8 @@ def compare_presets(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    parts = {"models": compare_models, "presets": compare_presets}
     lists = {"backbones": ["wide_resnet50_2", "resnet18", "mobilenetv2_100"], "presets": list(PRESETS)}
-    args = options(__doc__, *parts, **lists, batches=[1, 16], seconds=15.0, repeats=5, threads=2)
-    parts[args.part](args)
+    run_part(__doc__, models, presets, **lists, batches=[1, 16], seconds=15.0, repeats=5, threads=2)
 
 
 if __name__ == "__main__":

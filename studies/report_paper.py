@@ -103,18 +103,33 @@ def render(measured: Mapping[str, Results], efficiency_table: str, command: str)
     models = {plan: {model: group for (model, _), group in found.items()} for plan, found in groups.items()}
     loco, mvtec_ad, btad = (models.get(f"paper_{data}", {}) for data in ("loco", "mvtec_ad", "btad"))
     npgmf = loco.get("npgmf")
-    ablation = [groups.get(f"paper_ablation_{data}", {}) for data in ("loco", "mvtec_ad")]
+    on_loco, on_mvtec_ad = (groups.get(f"paper_ablation_{data}", {}) for data in ("loco", "mvtec_ad"))
     unmeasured = [f"`{plan}`" for plan in _PLANS if not (plan in measured and measured[plan].records)]
+    ablation = {
+        name: [_measured(on_loco.get(key), _SPRO), _measured(on_mvtec_ad.get(key), _PIXEL, _IMAGE)]
+        for name, key in {**_ABLATION, **_CONTROLS}.items()
+    }
+    branches = {
+        f"{name} branch": [_measured(npgmf, f"sPRO@0.05 {kind}", name=name) for kind in ("logical", "structural")]
+        for name in ("logical", "structural")
+    }
+    orders = {
+        title: [_measured(npgmf, metric, name=name) for metric in (_SPRO, "AUROC mean")]
+        for title, name in (("1 : 3 (default)", "1:3"), ("3 : 1", "3:1"))
+    }
+    published = {"columns": ["sPRO@0.05", "image AUROC"], "methods": {"1 : 3 (default)": [75.8, 85.9]}}
     sections = {
-        "Table I: MVTec LOCO AD, sPRO@0.05 by category": _by_category(values["loco"], loco, _SPRO),
-        "Table II: MVTec AD, image / pixel AUROC": _by_category(values["mvtec_ad"], mvtec_ad, _IMAGE, _PIXEL),
-        "Table III: MVTec LOCO AD, mean sPRO by limit of the false positive rate": _by_limit(
-            values["loco_limits"], loco
+        "Table I: MVTec LOCO AD, sPRO@0.05 by category": _methods(values["loco"], loco, _SPRO),
+        "Table II: MVTec AD, image / pixel AUROC": _methods(values["mvtec_ad"], mvtec_ad, _IMAGE, _PIXEL),
+        "Table III: MVTec LOCO AD, mean sPRO by limit of the false positive rate": _methods(
+            values["loco_limits"], loco, "sPRO@{} mean"
         ),
-        "Table IV: BTAD, image / pixel AUROC": _by_category(values["btad"], btad, _IMAGE, _PIXEL),
-        "Table V: ablation": f"{_ABLATION_NOTE}\n\n{_ablation(values['ablation'], *ablation)}",
-        "Table VI: MVTec LOCO AD, sPRO@0.05 by branch and type of anomaly": _branches(values["branches"], npgmf),
-        "Order of the weights": f"{_ORDERS_NOTE}\n\n{_orders(npgmf)}",
+        "Table IV: BTAD, image / pixel AUROC": _methods(values["btad"], btad, _IMAGE, _PIXEL),
+        "Table V: ablation": f"{_ABLATION_NOTE}\n\n{_beside('part', values['ablation'], ablation)}",
+        "Table VI: MVTec LOCO AD, sPRO@0.05 by branch and type of anomaly": _beside(
+            "map", values["branches"], branches
+        ),
+        "Order of the weights": f"{_ORDERS_NOTE}\n\n{_beside('logical : structural', published, orders)}",
         "Table VII: efficiency": efficiency_table,
         **{f"What {plan} was made with": origin(results) for plan, results in measured.items()},
     }
@@ -147,62 +162,32 @@ def _measured(group: Group | None, *metrics: str, name: str = MERGED, category: 
     return " / ".join(texts) if any(texts) else ""
 
 
-def _by_category(values: Mapping[str, Any], groups: Mapping[str, Group], *metrics: str) -> str:
-    def measured(group: Group | None) -> list[str]:
-        return [_measured(group, *metrics, category=None if c == "mean" else c) for c in values["columns"]]
+def _methods(values: Mapping[str, Any], groups: Mapping[str, Group], *metrics: str) -> str:
+    """The paper's row of each method and, below it, the measured one if the plan has that method.
 
-    return _methods(values, {model: measured(group) for model, group in groups.items()})
-
-
-def _by_limit(values: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
-    def measured(group: Group | None) -> list[str]:
-        return [_measured(group, f"sPRO@{limit} mean") for limit in values["columns"]]
-
-    return _methods(values, {model: measured(group) for model, group in groups.items()})
-
-
-def _methods(values: Mapping[str, Any], measured: Mapping[str, Sequence[str]]) -> str:
-    """The paper's row of each method and, below it, the measured one if the plan has that method."""
+    A column is a category, the mean, or what the names of the metrics leave open.
+    """
     rows = []
     for method, published in values["methods"].items():
         rows.append([method, "paper", *map(_published, published)])
         if method in _MODELS:
-            rows.append([method, "measured", *measured.get(_MODELS[method], [""] * len(published))])
+            group = groups.get(_MODELS[method])
+            names = {c: [metric.format(c) for metric in metrics] for c in values["columns"]}
+            categories = group.categories if group else []
+            cells = [_measured(group, *names[c], category=c if c in categories else None) for c in names]
+            rows.append([method, "measured", *cells])
     return table(["method", "source", *map(str, values["columns"])], rows)
 
 
-def _ablation(values: Mapping[str, Any], *groups: Mapping[tuple[str, str], Group]) -> str:
+def _beside(title: str, values: Mapping[str, Any], measured: Mapping[str, Sequence[str]]) -> str:
+    """Rows of measured values, each of them right of the paper's."""
+    header = [heading for column in values["columns"] for heading in (f"{column}, paper", "measured")]
     rows = []
-    for name, key in {**_ABLATION, **_CONTROLS}.items():
-        metrics = ((_SPRO,), (_PIXEL, _IMAGE))
-        measured = [_measured(group.get(key), *names) for group, names in zip(groups, metrics, strict=True)]
-        rows.append([name, *_beside(values["methods"].get(name, ["", ""]), measured)])
-    return table(["part", *_titles(values)], rows)
-
-
-def _branches(values: Mapping[str, Any], group: Group | None) -> str:
-    rows = []
-    for name, published in values["methods"].items():
-        kinds = ("logical", "structural")
-        measured = [_measured(group, f"sPRO@0.05 {kind}", name=name.split()[0]) for kind in kinds]
-        rows.append([name, *_beside(published, measured)])
-    return table(["map", *_titles(values)], rows)
-
-
-def _orders(group: Group | None) -> str:
-    rows = []
-    for title, name, published in (("1 : 3 (default)", "1:3", ("75.8", "85.9")), ("3 : 1", "3:1", ("", ""))):
-        measured = [_measured(group, metric, name=name) for metric in (_SPRO, "AUROC mean")]
-        rows.append([title, *_beside(published, measured)])
-    return table(["logical : structural", "sPRO@0.05, paper", "measured", "image AUROC, paper", "measured"], rows)
-
-
-def _titles(values: Mapping[str, Any]) -> list[str]:
-    return [title for column in values["columns"] for title in (f"{column}, paper", "measured")]
-
-
-def _beside(published: Sequence[float | str], measured: Sequence[str]) -> list[str]:
-    return [text for pair in zip(map(_published, published), measured, strict=True) for text in pair]
+    for name, texts in measured.items():
+        published = values["methods"].get(name, [""] * len(texts))
+        pairs = zip(map(_published, published), texts, strict=True)
+        rows.append([name, *(text for pair in pairs for text in pair)])
+    return table([title, *header], rows)
 
 
 def _published(value: float | str) -> str:

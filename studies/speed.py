@@ -58,7 +58,7 @@ def targets() -> str:
         values = pick("training", [f"to_rd_{clock}" for clock in CLOCKS], backbone=backbone, variant="logical branch")
         if values:
             add(f"epoch of the logical branch over ReverseDistillation's, {backbone}", "at most 1.5", values)
-        for variant in ("channels last", "bf16", "compiled", "feature cache"):
+        for variant in ("channels last", "compiled", "feature cache"):
             values = pick("training", [f"to_ours_{clock}" for clock in CLOCKS], backbone=backbone, variant=variant)
             if values:
                 add(f"epoch with {variant} over one without, {backbone}", "below 1 where it pays", values)

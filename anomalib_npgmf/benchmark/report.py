@@ -77,11 +77,6 @@ def _render(results: Results, title: str, command: str) -> str:
         parts += ["## Models", _compare(groups)]
     for group in groups:
         parts += _group_sections(group, "" if len(groups) == 1 else f"{group.name}: ")
-    if results.unplanned:
-        text = "Finished cells that the plan does not name; no figure above takes them in. What the model says:"
-        names = {f"{g.model}/{g.variant}/{g.categories[0]}/seed{g.seeds[0]}": g for g in results.unplanned}
-        rows = {name: {m: g.by_seed(MERGED, m) for m in g.metrics} for name, g in names.items()}
-        parts += ["## Measured, but not in the plan", text, _table("cell", rows)]
     parts += ["## What they were made with", origin(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

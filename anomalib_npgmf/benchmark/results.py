@@ -101,7 +101,6 @@ class Results:
     groups: list[Group]  # in the order of the plan or else of the names
     failed: dict[str, str] = field(default_factory=dict)  # error by key of the cell
     missing: list[str] = field(default_factory=list)  # keys of cells without a record
-    unplanned: list[Group] = field(default_factory=list)  # finished cells that are not in the plan, one in each group
 
     @property
     def records(self) -> list[Record]:
@@ -114,8 +113,8 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
 
     Args:
         folder: Output folder of ``run``: ``<model>/<variant>/<category>/seed<k>.json``.
-        plan: What should be there. Left out, that is every combination of the categories and seeds that a model in a
-            variant has any record of.
+        plan: What should be there; other records are left out. Without a plan, that is every combination of the
+            categories and seeds that a model in a variant has any record of.
 
     Raises:
         ValueError: If the folder holds no record, or a file is none.
@@ -135,17 +134,13 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
         results.groups.append(group)
         for category, seed in product(group.categories, group.seeds):
             key = f"{group.model}/{group.variant}/{category}/seed{seed}"
-            record = found.pop(key, None)
+            record = found.get(key)
             if record is None:
                 results.missing.append(key)
             elif record["status"] == "finished":
                 group.records[category, seed] = record
             else:
                 results.failed[key] = record.get("error", "unknown error")
-    for record in found.values():
-        if record["status"] == "finished":
-            model, variant, category, seed = (record["cell"][name] for name in ("model", "variant", "category", "seed"))
-            results.unplanned.append(Group(model, variant, [category], [seed], {(category, seed): record}))
     return results
 
 
