@@ -6,13 +6,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomalib_npgmf.benchmark import tables
 from anomalib_npgmf.benchmark.record import hardware, read, resident, versions, write
 from anomalib_npgmf.config import resolve
-from anomalib_npgmf.structural import StructuralBranch
 from anomalib_npgmf.torch_model import NpgmfModel
 
 ROOT = Path(__file__).parents[1]
@@ -202,29 +200,18 @@ def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
     return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
 
 
-@torch.no_grad()
-def patches(count: int, batch: int = 4) -> Tensor:
-    """Patches [count, 1024, 1536] of smooth images from a wide_resnet50_2 with random weights.
+def smooth_patches(indices: Iterable[int], side: int) -> Tensor:
+    """Spatially smooth patches of images [N, side², 1536], without running a network.
 
-    Batch normalisation uses the statistics of the batch, so that activations keep a natural scale without training.
-    """
-    torch.manual_seed(0)
-    network = timm.create_model("wide_resnet50_2", pretrained=False, features_only=True, out_indices=(2, 3)).train()
-    branch = StructuralBranch(network.feature_info.channels())
-    images = smooth_images(count, 256)
-    return torch.cat([branch.embed(network(chunk)).flatten(1, 2) for chunk in images.split(batch)])
-
-
-def smooth_patches(index: int, side: int, dim: int = 1536) -> Tensor:
-    """Spatially smooth patches of one image [1, side², dim], without running a network.
-
-    A mixture of twelve parts, placed anew in every image and blended smoothly, with smooth variation in 32 directions
-    on top: clusters with soft borders and a low intrinsic dimension, as backbone features have.
+    Each is a mixture of twelve parts, blended smoothly, with smooth variation in 32 directions on top: clusters with
+    soft borders and a low intrinsic dimension, as backbone features have.
     """
     fixed = torch.Generator().manual_seed(0)
-    parts, directions = torch.randn(12, dim, generator=fixed), torch.randn(32, dim, generator=fixed) / 4
-    own = torch.Generator().manual_seed(1 + index)
-    noise = torch.randn(1, 44, side // 8, side // 8, generator=own)
-    maps = nn.functional.interpolate(noise, scale_factor=8.0, mode="bicubic")
-    weights, variation = maps.flatten(2).transpose(1, 2).split([12, 32], dim=2)
-    return ((3 * weights).softmax(dim=2) @ parts + variation @ directions).relu()
+    parts, directions = torch.randn(12, 1536, generator=fixed), torch.randn(32, 1536, generator=fixed) / 4
+    found = []
+    for index in indices:
+        noise = torch.randn(1, 44, side // 8, side // 8, generator=torch.Generator().manual_seed(1 + index))
+        maps = nn.functional.interpolate(noise, scale_factor=8.0, mode="bicubic")
+        weights, variation = maps.flatten(2).transpose(1, 2).split([12, 32], dim=2)
+        found.append(((3 * weights).softmax(dim=2) @ parts + variation @ directions).relu())
+    return torch.cat(found)

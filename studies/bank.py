@@ -7,9 +7,8 @@
     python studies/bank.py search    # search in full, reduced and half banks, against anomalib's PatchCore
     python studies/bank.py accuracy --weights mobilenetv2_100.pth --root drawings
 
-Patches are those of a wide_resnet50_2 with random weights, in ``build`` and ``growth`` smooth synthetic ones.
-``accuracy`` scores the structural branch on drawn images: means over the categories, mean and sample standard deviation
-over seeds, and of the difference from the exact selection in float32, seed by seed.
+Patches are smooth synthetic ones. ``accuracy`` scores the structural branch on drawn images: means over the categories,
+mean and sample standard deviation over seeds, and of the difference from the exact selection in float32, seed by seed.
 
 anomalib's selection takes equal steps and is timed over ``--baseline-steps`` of them. The environment variable keeps
 its memory from growing.
@@ -24,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from _common import Row, measure, patches, peak_memory, run_part, save, smooth_patches
+from _common import Row, measure, peak_memory, run_part, save, smooth_patches
 from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
 from lightning import seed_everything
 from torch import Tensor
@@ -33,7 +32,6 @@ from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.structural import MemoryBank, StructuralBranch, StructuralConfig, covering_radius, select_coreset
 from anomalib_npgmf.structural.collector import PatchCollector
 
-FEATURES = "wide_resnet50_2, random weights, on smooth noise images"
 SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
 STORED: dict[str, dict[str, Any]] = {
     "float16": {"dtype": torch.float16},
@@ -53,7 +51,7 @@ COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
 
 def coreset(args: argparse.Namespace) -> None:
     """Time, memory and covering radius of the selection of a tenth of the patches."""
-    embedding = patches(-(-args.patches // 1024)).flatten(0, 1)[: args.patches].contiguous()
+    embedding = smooth_patches(range(args.images or 60), 32).flatten(0, 1)
     size = len(embedding) // 10
     rows: list[Row] = [{"method": "anomalib", "dtype": "float32", **k_center_greedy(embedding, size, args)}]
     for dtype in (torch.float32, torch.float16):
@@ -70,7 +68,7 @@ def coreset(args: argparse.Namespace) -> None:
             rows.append(row | {"added_memory": memory["added_bytes"] / stored.nbytes})
     for row in rows:
         row |= {f"speedup_{clock}": rows[0][f"{clock}_s"] / row[f"{clock}_s"] for clock in ("wall", "cpu")}
-    save(args.out / "coreset.json", rows, features=FEATURES, patches=len(embedding), size=size)
+    save(args.out / "coreset.json", rows, features=SYNTHETIC, size=size)
 
 
 def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> dict[str, float]:
@@ -95,13 +93,13 @@ def build_one(images: int, side: int, dtype: torch.dtype, threads: int) -> Row:
     collect = 0.0
     with peak_memory() as memory:
         for index in range(images):
-            block, start = smooth_patches(index, side), time.process_time()
+            block, start = smooth_patches([index], side), time.process_time()
             bank.append(block, [f"{index:05d}"])
             collect += time.process_time() - start
         start = time.process_time()
         bank.finish()
         select = time.process_time() - start
-    queries = smooth_patches(-1, side)[0]
+    queries = smooth_patches([-1], side)[0]
     return {
         "images": images,
         "patches": images * side**2,
@@ -132,7 +130,7 @@ def growth(args: argparse.Namespace) -> None:
 
 def cover(args: argparse.Namespace) -> None:
     """Compare the covering radius after thinning every image with that of one selection from all patches."""
-    blocks = patches(args.images or 60)
+    blocks = smooth_patches(range(args.images or 60), 32)
     embedding, ratio = blocks.flatten(0, 1), 0.01
     number_of = {tuple(patch[:4].tolist()): number for number, patch in enumerate(embedding)}
     size = int(ratio * len(embedding))
@@ -147,14 +145,14 @@ def cover(args: argparse.Namespace) -> None:
         radius = covering_radius(embedding, torch.tensor(chosen))
         row = {"ratio": ratio, "keep": keep, "one_shot": one_shot, "thinned": radius}
         rows.append(row | {"quotient": radius / one_shot})
-    save(args.out / "bank_cover.json", rows, features=FEATURES, patches=len(embedding))
+    save(args.out / "bank_cover.json", rows, features=SYNTHETIC, patches=len(embedding))
 
 
 def search(args: argparse.Namespace) -> None:
     """Compare latency and distances of the search with anomalib's PatchCore."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-    blocks = patches(args.images or 60)
+    blocks = smooth_patches(range(args.images or 60), 32)
     queries = blocks[-1]
     rows: list[Row] = []
     for ratio in (0.01, 0.1):
@@ -179,7 +177,7 @@ def search(args: argparse.Namespace) -> None:
             error = ((find(queries) - exact).abs() / exact).max()
             row = {"bank": len(full), "queries": len(queries), "search": name, **seconds}
             rows.append(row | {"ratio_cpu": seconds["cpu_s"] / baseline, "max_error": float(error)})
-    save(args.out / "bank_search.json", rows, features=FEATURES)
+    save(args.out / "bank_search.json", rows, features=SYNTHETIC)
 
 
 def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
@@ -215,7 +213,7 @@ def accuracy(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    sizes = {"images": int, "patches": 60_000, "repeats": 3, "baseline_steps": 200, "threads": 2, "seeds": [0, 1, 2]}
+    sizes = {"images": int, "repeats": 3, "baseline_steps": 200, "threads": 2, "seeds": [0, 1, 2]}
     run_part(__doc__, coreset, build, growth, cover, search, accuracy, **DEFAULTS | sizes)
 
 

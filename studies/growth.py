@@ -32,11 +32,11 @@ Search = Callable[[Tensor], Tensor]
 
 def search(args: argparse.Namespace) -> None:
     """Measure every index on banks of growing size."""
-    queries = smooth_patches(-1, 16)[0]
+    queries = smooth_patches([-1], 16)[0]
     rows: list[Row] = []
     for size in args.banks:
         bank = MemoryBank(1.0)
-        bank.fill(torch.cat([smooth_patches(index, 16) for index in range(size // QUERIES)]).flatten(0, 1))
+        bank.fill(smooth_patches(range(size // QUERIES), 16).flatten(0, 1))
         exact = bank.search(queries)
         for name, prepare in indices().items():
             start = time.process_time()

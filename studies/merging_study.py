@@ -3,7 +3,7 @@
     python studies/merging_study.py --weights mobilenetv2_100.pth --root drawings
 
 Trains preset small on drawn images with both branches and the composition read-out, logical branch at 128 px, the rest
-at 256 px, keeps the raw maps of calibration and test images below the root, and merges them by every rule. Statistics
+at 256 px, and merges the raw maps of the test images by every rule. Statistics
 come from normal images alone, as in the model. The seeds are not those of the reported benchmark: the rule and
 the margin of the composition were chosen with this study. A cell, a category and a seed, that is in the results file is
 not measured again.
@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _common import Row, load, options
-from _drawn import DEFAULTS, KINDS, collect, fit, long, scores, smoothed
+from _drawn import DEFAULTS, KINDS, collect, fit, long, scores
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
@@ -31,8 +30,8 @@ MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Maps = dict[str, Tensor]
 
 
-def train(args: argparse.Namespace, category: str, seed: int, file: Path) -> None:
-    """Train, and write the raw maps at the merging size, with the statistics of eq. 11."""
+def train(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps]:
+    """Train; paths of the test images, and maps of the parts as they are merged, of test and calibration images."""
     seed_everything(seed, workers=True, verbose=False)
     counts = {f"num_test_{kind}": 60 for kind in ("good", *KINDS)}
     root = args.root / f"seed{seed}"
@@ -43,27 +42,19 @@ def train(args: argparse.Namespace, category: str, seed: int, file: Path) -> Non
     model = Npgmf(preset="small", **backbone, **sizes, composition=True, **without)
     fit(model, data, max_epochs=args.epochs)
     data.setup("test")
-    merger = model.model.merger
-    content: dict[str, Any] = {"path": [], "mean": merger.mean, "std": merger.std}
-    content["held_out"] = model.model.composition.cv_stats
+    net, paths = model.model, []
+    found = {"held_out": net.composition.cv_stats}
     for prefix, loader in (("", data.test_dataloader()), ("cal_", data.val_dataloader())):
         kept: dict[str, list[Tensor]] = {part: [] for part in PARTS}
         for batch in loader:
-            content["path"] += map(str, batch.image_path if prefix == "" else ())
+            paths += [Path(path) for path in batch.image_path if prefix == ""]
             with torch.no_grad():
-                maps = model.model.branch_maps(model.pre_processor(batch.image)).maps
-            for part in PARTS:
-                kept[part].append(merger.resize(maps[part]))
-        content |= {prefix + part: torch.cat(values).half() for part, values in kept.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(file, **{name: np.asarray(value) for name, value in content.items()})
-
-
-def read(file: Path) -> tuple[list[Path], Maps]:
-    """Paths of the test images, and all that `train` kept."""
-    with np.load(file) as content:
-        kept = {name: torch.from_numpy(content[name]).float() for name in content.files if name != "path"}
-        return [Path(path) for path in content["path"].tolist()], kept
+                maps = net.branch_maps(model.pre_processor(batch.image)).maps
+            for part in PARTS[:2]:
+                kept[part].append(net.merger.smoothed({part: maps[part]})[part])
+            kept["composition"].append(net.merger.resize(maps["composition"]))
+        found |= {prefix + part: torch.cat(values) for part, values in kept.items()}
+    return paths, found
 
 
 def statistics(kept: Maps, normal: Tensor, *, cross_validated: bool) -> tuple[Tensor, Tensor]:
@@ -77,13 +68,9 @@ def rules(kept: Maps) -> Maps:
     """Merged maps of the test images, [N, 1, H, W], by rule."""
 
     def parts(prefix: str) -> Maps:
-        standardised = {
-            part: smoothed((kept[prefix + part] - kept["mean"][i]) / kept["std"][i], kept[part].shape[-2:])
-            for i, part in enumerate(PARTS[:2])
-        }
-        logical, structural = standardised.values()
-        both = {"sum": logical + 3 * structural, "maximum": torch.maximum(logical, structural)}
-        return {**standardised, **both, "composition": kept[f"{prefix}composition"]}
+        single = {part: kept[prefix + part] for part in PARTS}
+        logical, structural, _ = single.values()
+        return {**single, "sum": logical + 3 * structural, "maximum": torch.maximum(logical, structural)}
 
     unit, normal = {}, parts("cal_")
     for name, values in parts("").items():
@@ -136,10 +123,7 @@ def main() -> None:
     found = load("merging_study", args.out).get("spreads", {})
 
     def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
-        file = args.root / "maps" / f"{category}_{seed}.npz"
-        if not file.is_file():
-            train(args, category, seed, file)
-        paths, kept = read(file)
+        paths, kept = train(args, category, seed)
         found[f"{category}/{seed}"] = spreads(paths, kept)
         return {name: scores(paths, merged.amax((1, 2, 3)), merged) for name, merged in rules(kept).items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +48,6 @@ class TestPass(Callback):
         self.labels: dict[Path, bool] = {}  # whether the image is anomalous
         self.masks: dict[Path, Any] = {}  # (H, W) ground truth at the size of the maps
         self.reconstructions: dict[Path, Picture] = {}  # what an `Npgmf` takes for the normal version of the image
-        self.seconds = 0.0  # that keeping and merging took
         self._alternatives: Alternatives | None = None
 
     def prepare(self, module: LightningModule) -> None:
@@ -62,7 +60,6 @@ class TestPass(Callback):
     ) -> None:
         """Keep the predictions of a batch."""
         del trainer, batch, batch_idx
-        start = time.perf_counter()
         paths = [Path(path) for path in outputs.image_path]
         self.labels.update(zip(paths, map(bool, outputs.gt_label.tolist()), strict=True))
         if outputs.gt_mask is not None:
@@ -71,7 +68,6 @@ class TestPass(Callback):
         self._keep(MERGED, paths, outputs.pred_score, outputs.anomaly_map)
         if isinstance(pl_module, Npgmf):
             self._keep_parts(pl_module, paths, outputs)
-        self.seconds += time.perf_counter() - start
 
     def _keep_parts(self, module: Npgmf, paths: list[Path], outputs: Any) -> None:
         found = maps_of(outputs)
