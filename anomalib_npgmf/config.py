@@ -108,7 +108,7 @@ _FAST = ModelConfig(
     structural_backbone=None,
     structural_image_size=(256, 256),
     logical=LogicalConfig(
-        # What RD4AD rebuilds and PatchCore reads: the deepest level holds most of the network's weights, the finest has
+        # Levels that RD4AD reconstructs: the deepest level holds most of the network's weights, the finest has
         # the largest maps. A narrow decoder costs little beside the encoder.
         levels=(2, 3, 4),
         vq_levels=(3, 4),
@@ -125,7 +125,7 @@ _FAST = ModelConfig(
 PRESETS: dict[str, ModelConfig] = {
     # What the paper states, with this project's choices where it leaves something open.
     "paper": ModelConfig(logical=LogicalConfig(embedding_channels=2048)),
-    # The closest reading, with what it makes hard to train.
+    # The most literal reading of the paper; harder to train.
     "literal": ModelConfig(
         logical=LogicalConfig(
             embedding_channels=2048,

@@ -77,7 +77,7 @@ class NpgmfModel(nn.Module):
         torch.Size([2, 1, 128, 128])
     """
 
-    mean: tuple[float, ...] = Backbone.mean  # of files written before networks had their own
+    mean: tuple[float, ...] = Backbone.mean  # default for .pt files of old versions, which stored no mean
     std: tuple[float, ...] = Backbone.std
 
     def __init__(self, config: ModelConfig, text_dim: int = 512) -> None:

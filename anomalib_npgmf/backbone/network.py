@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.packaged import NETWORK, packaged_weights
-from anomalib_npgmf.backbone.transformer import TransformerLevels, blocks_by_level, patch_size
+from anomalib_npgmf.backbone.transformer import TransformerLevels, blocks_by_level, transformer_image_size
 from anomalib_npgmf.backbone.weights import check_state_dict, read_state_dict
 
 
@@ -54,9 +54,9 @@ class Backbone(nn.Module):
         [(1, 32, 8, 8), (1, 96, 4, 4)]
     """
 
-    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of files written before networks had their own
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # default for .pt files of old versions, which stored no mean
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
-    _transformer: TransformerLevels | None = None  # of a network without a pyramid
+    _transformer: TransformerLevels | None = None  # set only for plain vision transformers
 
     def __init__(
         self, name: str, levels: Sequence[int] | None = None, image_size: tuple[int, int] | None = None
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
             msg = f"timm has no network {name!r} with feature levels ({error}); see timm.list_models()."
             raise ValueError(msg) from error
         reductions = info.reduction()
-        plain = len(set(reductions)) == 1 and len(reductions) > 1  # a transformer, of which timm names the last blocks
+        plain = len(set(reductions)) == 1 and len(reductions) > 1  # a transformer: all blocks have one stride
         index_of: dict[int, int] = blocks_by_level(reductions[0]) if plain else {}
         for index, reduction in enumerate(reductions):
             if not plain and reduction & (reduction - 1) == 0:
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         indices = tuple(index_of[level] for level in self.levels)
         self._options: dict[str, Any] = {"out_indices": indices}
         if plain:
-            self._options["img_size"] = patch_size(image_size or (256, 256), reductions[0])
+            self._options["img_size"] = transformer_image_size(image_size or (256, 256), reductions[0])
         features: Any = timm.create_model(name, pretrained=False, features_only=True, **self._options)
         self._features: nn.Module = features
         self.mean, self.std = normalisation_of(name)

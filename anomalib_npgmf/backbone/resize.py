@@ -9,7 +9,7 @@ def resize_matrix(before: Tensor, after: int) -> Tensor:
 
     Output i averages the inputs j with a triangle around the same place of the image, whose half width is one pixel of
     the coarser grid: ``w_ij ~ max(0, 1 - |(2j + 1) a - (2i + 1) b| / (2 max(a, b)))`` with b pixels before and a after.
-    Written in whole numbers, which float32 holds exactly for images of up to 8,000 pixels, so that all runtimes agree.
+    Computed on integers, exact in float32 for images of up to 8,000 pixels, so that all runtimes agree.
 
     Args:
         before: Pixel numbers 0, 1, ..., b - 1 as float32, [b]; b may be symbolic.
@@ -50,7 +50,7 @@ class AntialiasedResize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, h, w] to [B, C, *size]."""
         sides = image.shape[-2:]
-        # A symbolic side is not compared: the comparison would bind the exported graph to its outcome.
+        # Do not compare a symbolic side: the comparison would fix it in the exported graph.
         if all(isinstance(side, int) for side in sides) and sides == self.size:
             return image
         rows, columns = (

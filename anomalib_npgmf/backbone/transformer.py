@@ -11,9 +11,9 @@ from anomalib_npgmf.backbone.resize import AntialiasedResize
 def blocks_by_level(patch: int) -> dict[int, int]:
     """The last three blocks of a plain transformer as levels.
 
-    A patch of 14 or 16 pixels gives level 4, one of 32 pixels level 5: the power of two that is not below it. The
-    blocks become the level before, that level and the level after, as in the simple feature pyramid of ViTDet (Li et
-    al., ECCV 2022), but without training: maps are resized.
+    Patches of 14 or 16 pixels count as stride 16 (level 4), patches of 32 as stride 32 (level 5). The blocks become
+    levels k - 1, k and k + 1, as in the simple feature pyramid of ViTDet (Li et al., ECCV 2022), but without training:
+    maps are resized.
 
     Args:
         patch: Side of a patch, in pixels.
@@ -46,7 +46,7 @@ class TransformerLevels:
     def __init__(self, patch: int, levels: Sequence[int], image_size: tuple[int, int]) -> None:
         self.image_size = image_size
         self._sizes = [(image_size[0] >> level, image_size[1] >> level) for level in levels]
-        self._resize = AntialiasedResize(patch_size(image_size, patch))
+        self._resize = AntialiasedResize(transformer_image_size(image_size, patch))
 
     def __call__(self, features: nn.Module, image: Tensor) -> list[Tensor]:
         """Run timm's network on images [B, 3, H, W]; gives one map [B, C, H/2^k, W/2^k] for each level k."""
@@ -57,14 +57,14 @@ class TransformerLevels:
         ]
 
 
-def patch_size(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+def transformer_image_size(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Height and width of the image that the transformer sees.
 
     Raises:
         ValueError: If the image is no multiple of the stride of a patch.
 
     Example:
-        >>> patch_size((256, 512), 14)
+        >>> transformer_image_size((256, 512), 14)
         (224, 448)
     """
     stride = 1 << (patch - 1).bit_length()

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-_MAX_PATCHES = 20_000  # per k-means; more move the centres less than another start does
-_DAMPING = 0.2  # of whitening, relative to the mean variance: what hardly varies is noise
+_MAX_PATCHES = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
+_DAMPING = 0.2  # added to each variance before whitening, times the mean variance, to limit noise
 
 
 class SoftCodes(nn.Module):
@@ -16,15 +16,15 @@ class SoftCodes(nn.Module):
 
     A patch x belongs to code c with the probability that a mixture of equal spherical Gaussians around the codes gives
     it, ``a_c(x) = softmax_c(-|x - c|^2 / t)``, t being the median squared distance of a normal patch to its nearest
-    code. Against counting nearest codes this keeps the amount of a code from jumping when a patch lies between two.
+    code. Unlike hard assignment, the histogram does not jump when a patch lies between two codes.
     Since ``|x|^2`` cancels in the softmax, all codebooks together are one 1x1 convolution.
 
     Args:
         channels: Channels C of the features.
         size: Codes K per codebook.
         books: Number R of codebooks.
-        whiten: Whether distances between patches are taken after whitening, in which all directions in feature space
-            vary alike: codes then tell apart what differs in a small part of its features, such as its colour.
+        whiten: Whether to whiten features (unit variance in all directions), so that small differences, such as colour,
+            count.
 
     Attributes:
         weight: ``2 c / t``, [R, K, C].
@@ -62,7 +62,7 @@ class SoftCodes(nn.Module):
             names = "codebook_sizes or grid_codebook_sizes"
             msg = f"{size} codes need as many patches, but there are {len(patches)}; lower {names}."
             raise ValueError(msg)
-        # Both maps are linear, so codes found behind them move to the features: <T x, c> = <x, T' c>.
+        # Both maps are linear, so the codes can be transformed back to the feature space: <T x, c> = <x, T' c>.
         whitening = _whitening(_sample(patches, 0)) if self._whiten else None
         for book in range(books):
             sample = _sample(patches, book)
@@ -103,7 +103,7 @@ def _sample(patches: Tensor, seed: int) -> Tensor:
 
 
 def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [C] and square root [C, C] of the inverse covariance, directions of little variance damped."""
+    """Mean [C] and regularised inverse square root [C, C] of the covariance."""
     covariance, mean = torch.atleast_2d(torch.cov(sample.double().T)), sample.mean(dim=0)
     variances, directions = torch.linalg.eigh(covariance)
     scale = (variances.clamp_min(0) + _DAMPING * variances.mean().clamp_min(1e-12)).rsqrt()

@@ -20,8 +20,8 @@ class Explanation(NamedTuple):
         codebook_size: How many codes its codebook has.
         codebook: Number of its codebook among those of that level and size.
         code: Its number in the codebook.
-        share: Share of the patches of the place that belong to it, in [0, 1].
-        normal_share: The same on normal images.
+        share: Share of the patches of the place that are assigned to the code, in [0, 1].
+        normal_share: Mean share on normal images.
         mask: Patches of the place that belong to the code, boolean [H, W].
         place: Cell of the grid, "image" for the whole image.
 

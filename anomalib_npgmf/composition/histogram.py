@@ -16,13 +16,13 @@ _EPSILON = 1e-4  # added to every share: keeps the slope of the square root fini
 
 
 class Evidence(NamedTuple):
-    """What one pair of level and codebook size adds to the distance of a batch.
+    """Contribution of one pair of level and codebook size to the squared distance of a batch.
 
     Attributes:
         memberships: Soft assignment of patches to codes, [B, R, K, H, W].
         shares: Share of a cell's patches that belong to each code, [B, R, K, g, g], in [0, 1].
         normal_shares: The same for the mean normal image, [R, K, g, g].
-        contributions: What each code in each cell adds to the squared distance, [B, R, K, g, g].
+        contributions: Contribution of each code in each cell to the squared distance, [B, R, K, g, g].
     """
 
     memberships: Tensor
@@ -36,7 +36,7 @@ class HistogramOutput(NamedTuple):
 
     Attributes:
         squared: Squared distance of each image, [B].
-        surplus: What each position adds to it, relative to the mean position, [B, 1, H, W].
+        surplus: Contribution of each position to the squared distance minus the mean contribution, [B, 1, H, W].
         evidence: One entry per pair of level and codebook size.
     """
 
@@ -48,8 +48,8 @@ class HistogramOutput(NamedTuple):
 class CodeHistograms(nn.Module):
     """Histograms of soft codes, of several codebook sizes on several levels, with their Mahalanobis distance.
 
-    A histogram holds the square roots of the codes' shares of the patches of each cell, which makes the variance of a
-    count independent of its size. The distance is the root mean square of the Mahalanobis distances of all codebooks,
+    A histogram holds the square roots of the codes' shares of the patches of each cell (variance-stabilising). The
+    distance is the root mean square of the Mahalanobis distances of all codebooks,
     each weighted by the side of its level's map: shares of more patches are more accurate.
 
     Args:
@@ -127,8 +127,8 @@ class CodeHistograms(nn.Module):
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> HistogramOutput:
         """Compute distance and map.
 
-        A patch adds to the distance through its codes: codes of which its cell has too much raise it, codes of which
-        it has too little lower it. The map shows the first-order term of that, relative to the mean patch.
+        A patch contributes through its codes: positively if the code is too frequent in its cell, else negatively. The
+        map shows half the first-order term of that, minus the mean over the patches; the scale cancels later.
 
         Args:
             features: Map [B, C, h, w] of each level.

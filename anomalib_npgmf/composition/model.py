@@ -1,4 +1,4 @@
-"""Composition branch: does the image contain the normal amount of everything, each where it should be?
+"""Composition branch: compares code histograms of an image and its grid cells with those of normal images.
 
 An anomaly map judges every patch where it lies, so an image with a missing part may look normal everywhere. Here every
 patch is assigned to a few codes, and the image is judged by its histogram of codes: a bag of visual words (Sivic and
@@ -24,7 +24,7 @@ from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, which give no covariance
-_DISABLED = 1e6  # mean distance of histograms whose score must never be the largest
+_DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
 
 
 class CompositionOutput(NamedTuple):
@@ -33,7 +33,7 @@ class CompositionOutput(NamedTuple):
     Attributes:
         distance: Composition distance of each image, [B]: the largest of the histograms' scores, in standard deviations
             above the mean normal image, minus the margin of grids. Below zero for typical images.
-        anomaly_map: Where the codes lie of which there is too much, [B, 1, H, W], in the same unit; its maximum is the
+        anomaly_map: Positions of codes that are too frequent, [B, 1, H, W], in the same unit; its maximum is the
             distance.
         explanations: The code that contributes most to each image's distance; empty unless asked for.
     """
@@ -51,7 +51,7 @@ class CompositionBranch(nn.Module):
     the largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer
     than four training images nothing is standardised, and grids are disabled.
 
-    Surplus parts are highlighted themselves; for a missing part, what shows in its place is.
+    Extra parts are highlighted; for a missing part, the patches that show in its place are.
 
     Args:
         levels: Number of each level that is read, for explanations.
@@ -59,8 +59,8 @@ class CompositionBranch(nn.Module):
         config: Settings.
 
     Attributes:
-        mean: Mean distance of a normal image by each of the M histograms, from cross-validation over the training
-            images, [M].
+        mean: Mean distance of normal images, one value per histogram (whole image, then grids), [M], from
+            cross-validation over the training images.
         std: Its standard deviation.
         margin: Standard deviations subtracted from each score, [M].
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition distances

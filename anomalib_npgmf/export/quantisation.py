@@ -21,8 +21,8 @@ FLOAT_MODULES = {
     "resize_logical",
     "resize_structural",
 }
-# What no inner module does: cosine distances, and the maxima of merged maps. Their quantised ranges, observed on normal
-# images, would cut off the scores of anomalous ones.
+# Operations outside all submodules: cosine distances and maxima of merged maps. INT8 ranges from normal images would
+# clip the scores of anomalous ones.
 _OUTERMOST = ([""], ["model"])
 
 

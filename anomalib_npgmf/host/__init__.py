@@ -1,1 +1,1 @@
-"""All that exists because anomalib and Lightning are as they are. Nothing heavy is imported here, see `plugin`."""
+"""Integration with anomalib and Lightning: plug-in, training hooks, calibration, post-processing, pictures."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """Calibrates a model, and keeps the maps of those of its parts that training does not change.
+    """Calibrates a model, and caches the maps of the parts that gradient descent does not change.
 
     Memory bank and composition branch are fitted before the first epoch, so that their maps of an image are computed
     once per fit instead of once per epoch.

@@ -1,4 +1,4 @@
-"""Every workaround for anomalib 2.7 and Lightning 2.6. Whoever raises a version goes through this list.
+"""Every workaround for anomalib 2.7 and Lightning 2.6. Check this list when you support a new version.
 
 | what the host does | since when, issue | workaround |
 |---|---|---|
@@ -8,7 +8,7 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 | no validation set: ``val_dataloader`` fails | anomalib#1629 | `limit_validation` |
 | a module without gradients cannot be trained with DDP; all buffers are sent before every step | lightning#17556 | \
 `adapt_strategy` |
-| grey images of 16 bits are cut to white above 255 | 2.0 to 2.7, no issue known | `restore_16_bit`, \
+| 16-bit grey images are clipped at 255 | 2.0 to 2.7, no issue known | `restore_16_bit`, \
 `Load16BitGrayscale` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
@@ -82,8 +82,8 @@ def adapt_strategy(strategy: Strategy, module: nn.Module, *, unchanging: Iterabl
     Args:
         strategy: The trainer's strategy, before it wraps the module.
         module: The module that is trained.
-        unchanging: Names of buffers that are equal in all processes and that training steps leave alone. The wrapper
-            would send all of them from the first process to the others before every step.
+        unchanging: Names of buffers that are equal in all processes and that training steps leave alone.
+            DistributedDataParallel would broadcast them from rank 0 before every step.
     """
     if not isinstance(strategy, DDPStrategy):
         return
@@ -106,7 +106,7 @@ _WHITE = 65535.0
 
 
 def restore_16_bit(batch: Any) -> Any:
-    """Read the 16-bit grey images of a batch again, 65535 being white.
+    """Read the 16-bit grey images of a batch again, scaled by 1/65535.
 
     They are resized to the size of the batch; random augmentations of the data set do not apply to them.
 

@@ -1,4 +1,4 @@
-"""Npgmf's answers to what anomalib asks every model for: pre-processing, metrics, optimiser."""
+"""Default pre-processor, evaluator (the metrics of ``anomalib test``) and optimiser of Npgmf."""
 
 from collections.abc import Sequence
 

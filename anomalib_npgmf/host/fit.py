@@ -1,4 +1,4 @@
-"""Preparation of a fit: weights, text prior, memory bank, composition, first codes, calibration images, cache."""
+"""Preparation of a fit: weights, text prior, memory bank, composition, initial codebooks, calibration images, cache."""
 
 import logging
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INITIAL_IMAGES = 32  # training images that channel statistics and codebooks are initialised from
+INITIAL_IMAGES = 32  # number of training images for channel statistics and codebook initialisation
 
 
 class PrepareFit(Callback):
@@ -44,7 +44,7 @@ class PrepareFit(Callback):
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Load weights and embed the category, unless a checkpoint brought them: it is restored after `setup`."""
+        """Load weights and embed the category, unless restored from a checkpoint, which is loaded after `setup`."""
         if not pl_module.weights_ready:
             pl_module.model.load_weights()
             embed_category(pl_module, category_of(trainer))

@@ -1,4 +1,4 @@
-"""Former names, for files of before 0.2: checkpoints name tensors, ``.pt`` files name classes and attributes."""
+"""Old names, so that files of before version 0.2 load: of tensors in checkpoints, of classes in ``.pt`` files."""
 
 import sys
 from importlib import import_module
@@ -21,7 +21,7 @@ _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 
 
 def add_former_modules() -> None:
-    """Have the former modules found, each with the attributes of its successor.
+    """Register the old module names as aliases of the new ones.
 
     `anomalib_npgmf.lightning_model` calls this: its class is the first one that such a file names.
     """

@@ -1,4 +1,4 @@
-"""Being found by anomalib: the autoload entry point, its explicit counterpart, and the host version check.
+"""Registration with anomalib: the autoload entry point, `register`, and the check of anomalib's version.
 
 anomalib has no entry-point group for models. It looks names up in ``anomalib.models`` and ``anomalib.data`` and
 among the subclasses of its base classes that are already imported. The one thing that runs in every process that
@@ -8,10 +8,10 @@ one of them: it waits for these two packages to be imported and then adds this p
 
 How it waits. ``import torch`` may happen before anomalib is imported, or halfway through ``import anomalib.models``.
 A finder on :data:`sys.meta_path` notices the start of an import in the first case; nothing notices it in the second.
-The end is the same in both: Python binds a finished submodule as an attribute of its parent package, and a package
-whose class overrides ``__setattr__`` sees that happen. Names are added once neither the two packages nor any module
-of this project is halfway through its import, because adding them imports modules that import both. After that the
-finder and the overridden classes are gone.
+The end of an import is detected the same way in both cases: Python binds a finished submodule as an attribute of its
+parent package, and a package whose class overrides ``__setattr__`` sees that happen. Names are added once neither the
+two packages nor any module of this project is halfway through its import, because adding them imports modules that
+import both. After that the finder and the overridden classes are gone.
 
 Since all of this runs in every torch process of the environment, this module imports the standard library only and
 its entry point never raises.
@@ -107,7 +107,7 @@ class _Finder:
 
 
 class _WatchedPackage(ModuleType):
-    """Class lent to a package while one of its submodules is halfway through its import."""
+    """Temporary class of a package while one of its submodules is being imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -129,7 +129,7 @@ def _unwatch() -> None:
 
 
 def _stop() -> None:
-    """Leave no trace."""
+    """Remove the import finder, and restore the classes of the packages."""
     _waiting.clear()
     _unwatch()
     if _Finder in sys.meta_path:

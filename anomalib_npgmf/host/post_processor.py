@@ -10,7 +10,7 @@ THRESHOLD_DEVIATIONS = 3.0
 
 
 class CalibratedPostProcessor(PostProcessor):
-    """anomalib's post-processor with a threshold that saw no anomaly and a strictly increasing normalisation.
+    """anomalib's post-processor with a threshold from normal images only and a strictly increasing normalisation.
 
     anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
     clamps scores to [0, 1], which makes strong anomalies tie. Here one threshold, the mean plus three standard

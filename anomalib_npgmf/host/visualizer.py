@@ -1,4 +1,4 @@
-"""Pictures of the maps of all branches, and the maps on their way from the model to the visualizer."""
+"""Pictures with the map of each part, and the passing of these maps from the model to the visualizer."""
 
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
 
-_MAX_VECTORS = 20_000  # of k-means; more change the centres less than another seed does
+_MAX_VECTORS = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
 
 
 class AtrousBlock(nn.Module):
@@ -111,7 +111,8 @@ class Codebook(nn.Module):
         # Eq. 2: ||sg(z) - q||^2 + beta ||z - sg(q)||^2, as means over the elements.
         loss = F.mse_loss(quantised, z.detach()) + self.commitment * F.mse_loss(z, quantised.detach())
         with torch.no_grad():
-            chosen = indices.flatten()  # not `bincount`: its shape depends on the data, where `torch.compile` stops
+            # Not bincount: its data-dependent shape breaks the graph of torch.compile.
+            chosen = indices.flatten()
             counts = torch.zeros_like(self.usage).index_add_(0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype))
             self.usage += sum_over_processes(counts)
         return z + (quantised - z).detach(), loss

@@ -1,4 +1,4 @@
-"""Freed memory that the C library keeps."""
+"""Return freed memory of glibc's heap to the operating system."""
 
 # Measured: peak RSS of SPRO on 300 float32 maps of 1700 x 850, 4 threads, glibc: 1.70 GB with, 2.20 GB without.
 
