@@ -169,8 +169,9 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`."""
-        return self.test_step(batch, batch_idx, dataloader_idx)
+        """As `test_step`; without a visualizer that draws them, predictions do not keep the maps of the branches."""
+        drawn = isinstance(self.visualizer, NpgmfVisualizer)
+        return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] as the model takes them."""

@@ -125,9 +125,7 @@ class NpgmfModel(nn.Module):
             self._composition_inputs = [source.levels.index(level) for level in config.composition_levels]
             channels = [source.channels[i] for i in self._composition_inputs]
             self.composition = CompositionBranch(config.composition_levels, channels, config.composition)
-        source = self.encoder or self.structural_encoder
-        assert source is not None
-        self.mean, self.std = source.mean, source.std
+        self.mean, self.std = config.normalisation
         self.resize_logical = self._resize_to(config.logical_image_size)
         self.resize_structural = self._resize_to(config.structural_image_size)
         self.merger = MapMerger(

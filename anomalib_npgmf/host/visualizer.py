@@ -118,17 +118,7 @@ class NpgmfVisualizer(ImageVisualizer):
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         del batch.branch_maps  # a list of predictions would keep them all in memory
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As `on_test_batch_end`."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+    on_predict_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the pictures are."""
@@ -136,9 +126,7 @@ class NpgmfVisualizer(ImageVisualizer):
         if trainer.is_global_zero and self.output_dir is not None:
             print(f"Pictures: {Path(self.output_dir).resolve()}")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the pictures are."""
-        self.on_test_end(trainer, pl_module)
+    on_predict_end = on_test_end
 
     def draw(self, module: Any, batch: ImageBatch) -> list[Picture]:
         """Draw the pictures of a batch.

@@ -101,6 +101,18 @@ def test_composition_explains_itself_only_where_it_decides(run: tuple[Npgmf, Dra
     assert any(explanation.mask.any() for explanation in drawn.explanations)
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_predictions_do_not_keep_the_maps_of_the_branches(run: tuple[Npgmf, Drawn, Path], drawn: bool) -> None:
+    """A list of predictions would hold them all in memory."""
+    model, _, folder = run
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(model, "visualizer", None)
+        batches = make_engine(folder / f"predict_{drawn}").predict(model, datamodule=mvtec(folder / "images"))
+    assert sum(len(batch.image) for batch in batches) == 8
+    assert all(maps_of(batch) is None for batch in batches)
+
+
 def test_title() -> None:
     explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
     assert title_of(0.8, True, "composition", explanation) == (
