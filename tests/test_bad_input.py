@@ -24,7 +24,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"preset": "tiny"}, "no preset 'tiny'; choose one of .*'small'"),
         ({"text_prior": "poem"}, "text_prior must be one of .*not 'poem'"),
         ({"backbone": "resnet1"}, "no network 'resnet1' with feature levels"),
-        ({"backbone": "vit_tiny_patch16_224"}, "only 1 distinct feature level"),
+        ({"backbone": "convmixer_768_32"}, "only 1 distinct feature level"),
         ({"coreset_ratio": 0.0}, r"coreset_ratio must lie in \(0, 1\], but it is 0.0"),
         ({"coreset_ratio": 1.5}, r"coreset_ratio must lie in \(0, 1\], but it is 1.5"),
         ({"logical_image_size": 224}, "multiples of 128 .*not 224 x 224"),

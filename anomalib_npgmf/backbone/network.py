@@ -87,7 +87,11 @@ class Backbone(nn.Module):
         self._options: dict[str, Any] = {"out_indices": indices}
         if plain:
             self._options["img_size"] = transformer_image_size(image_size or (256, 256), reductions[0])
-        features: Any = timm.create_model(name, pretrained=False, features_only=True, **self._options)
+        try:
+            features: Any = timm.create_model(name, pretrained=False, features_only=True, **self._options)
+        except TypeError as error:  # no transformer, it takes no `img_size`
+            msg = f"{name} has only 1 distinct feature level; choose a network with a feature pyramid or a transformer."
+            raise ValueError(msg) from error
         self._features: nn.Module = features
         self.mean, self.std = normalisation_of(name)
         if plain:

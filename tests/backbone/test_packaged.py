@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
 
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.backbone import Backbone, packaged
@@ -22,21 +21,6 @@ def test_every_tensor_is_timms() -> None:
     for (name, value), original in zip(renamed.items(), stored.values(), strict=True):
         assert value is original
         assert value.shape == expected[name].shape, name
-
-
-def test_the_network_sees_what_it_was_trained_on() -> None:
-    """Trained statistics fit: with the right weights in the right place, activations keep the scale of training."""
-    network = timm.create_model(packaged.NETWORK, pretrained=False)
-    network.load_state_dict(packaged.packaged_weights(packaged.NETWORK))
-    means: dict[str, torch.Tensor] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(lambda m, _, out, n=name: means.update({n: out.mean((0, 2, 3)) - m.bias}))
-    image = nn.functional.interpolate(torch.rand(8, 3, 14, 14), size=(224, 224), mode="bicubic") * 2 - 1
-    with torch.no_grad():
-        network.eval()(image)
-    offsets = torch.stack([value.abs().median() for value in means.values()])
-    assert offsets.median() < 1  # in standard deviations of the training images, more or less
 
 
 def test_backbone_loads_them_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
