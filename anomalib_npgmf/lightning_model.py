@@ -226,7 +226,7 @@ class Npgmf(AnomalibModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
         rename_tensors(checkpoint["state_dict"])
-        check_checkpoint(checkpoint, self)
+        check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]

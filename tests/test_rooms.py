@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"host"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone"},
     "torch_model": {*PARTS, *BASE, "config"},
-    "host": {*PARTS, *BASE, "config", "torch_model", "metrics", "export"},
+    "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},
     "lightning_model": {*PARTS, *BASE, "config", "torch_model", "host", "export"},
     "benchmark": {*PARTS, *BASE, "config", "torch_model", "host", "export", "metrics", "data", "lightning_model"},

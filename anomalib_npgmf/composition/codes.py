@@ -69,7 +69,8 @@ class SoftCodes(nn.Module):
             if whitening is not None:
                 mean, back = whitening
                 sample = (sample - mean) @ back
-            means = KMeans(size, n_init=1, max_iter=50, random_state=book).fit(sample.numpy()).cluster_centers_
+            # In float64, for which the result does not depend on the order in which threads add.
+            means = KMeans(size, n_init=1, max_iter=50, random_state=book).fit(sample.double().numpy()).cluster_centers_
             centres = torch.from_numpy(means).to(sample)
             nearest = torch.cdist(sample, centres).amin(dim=1).square()
             temperature = nearest.median().clamp_min(torch.finfo(torch.float32).eps)

@@ -1,35 +1,36 @@
 """Checks of checkpoints: one sentence where one does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from anomalib_npgmf.export.metadata import KEY
+from torch import Tensor
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
 
 
-def check_checkpoint(checkpoint: dict[str, Any], model: "Npgmf") -> None:
+def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | None, model: "Npgmf") -> None:
     """Raise unless a checkpoint fits the model that is to be restored from it.
 
     Args:
-        checkpoint: As Lightning hands it to ``on_load_checkpoint``.
+        state: Its tensors.
+        metadata: What it says about itself, see `anomalib_npgmf.export.describe`.
         model: The model.
 
     Raises:
         ValueError: If the checkpoint is of another model, another preset, another merging or another architecture.
     """
-    if KEY not in checkpoint:
+    if metadata is None:
         msg = "This checkpoint was not written by Npgmf; give one that was."
         raise ValueError(msg)
-    stored = checkpoint[KEY]["preset"]
+    stored = metadata["preset"]
     if stored != model.preset:
         msg = f"The checkpoint is of preset {stored!r}, the model of preset {model.preset!r}; set preset to {stored!r}."
         raise ValueError(msg)
-    merging, weights = checkpoint[KEY].get("merging"), checkpoint[KEY].get("weights")
+    merging, weights = metadata.get("merging"), metadata.get("weights")
     own = model.describe()
     if (merging, weights) != (own["merging"], own["weights"]):
         msg = (
@@ -37,7 +38,6 @@ def check_checkpoint(checkpoint: dict[str, Any], model: "Npgmf") -> None:
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
-    state = checkpoint["state_dict"]
     # The bank's size is known only after training.
     expected = {name: value.shape for name, value in model.state_dict().items() if ".bank." not in name}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
