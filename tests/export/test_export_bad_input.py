@@ -11,7 +11,7 @@ from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 
 from anomalib_npgmf import Npgmf
-from anomalib_npgmf.export import mixin
+from anomalib_npgmf.export import formats
 
 small = pytest.mark.parametrize("exported", ["small"], indirect=True)
 
@@ -33,7 +33,7 @@ def test_export_before_training(export_type: ExportType, tmp_path: Path) -> None
 def test_missing_package(
     loaded: Npgmf, method: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mixin, "find_spec", lambda name: None if name == package else importlib.util.find_spec(name))
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == package else importlib.util.find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=rf"{package}: pip install 'anomalib-npgmf\[openvino\]'"):
         getattr(loaded, method)(tmp_path)
 
