@@ -12,7 +12,7 @@ from anomalib_npgmf.benchmark.origin import codebooks, costs, origin
 from anomalib_npgmf.benchmark.plan import Plan
 from anomalib_npgmf.benchmark.plots import Series, plot_bars, plot_curves
 from anomalib_npgmf.benchmark.record import key_of
-from anomalib_npgmf.benchmark.results import DEFECT, MAPS, MERGED, Group, Results, difference, load_results
+from anomalib_npgmf.benchmark.results import DEFECTS, MAPS, MERGED, Group, Results, difference, load_results
 from anomalib_npgmf.benchmark.tables import spread, table
 
 _PARTS = (MERGED, "logical", "structural", "composition")
@@ -129,7 +129,7 @@ def _group_sections(group: Group, prefix: str) -> list[str]:
         sections += [_table("map", means), _notes(group), *_differences(means, prefix), *_limits(group, prefix)]
     for category in group.measured_categories:
         rows = {name: {m: group.of_category(category, name, m) for m in group.metrics} for name in group.maps}
-        sections += [f"### {prefix}{category}", _table("map", rows), _defects(group, category)]
+        sections += [f"### {prefix}{category}", _table("map", rows), *_defects(group, category)]
     if text := codebooks(group):
         sections += [f"## {prefix}Codebooks", text]
     return [*sections, f"## {prefix}Cost", costs(group)]
@@ -152,19 +152,26 @@ def _differences(means: Mapping[str, Mapping[str, pd.Series[float]]], prefix: st
 
 def _limits(group: Group, prefix: str) -> list[str]:
     merged = group.scores.loc[group.scores["map"] == MERGED, "metric"].unique()
-    limits = [name[5:-5] for name in merged if name.startswith("sPRO@") and name.endswith(" mean")]
-    rows = {name: {limit: group.by_seed(name, f"sPRO@{limit} mean") for limit in limits} for name in group.maps}
-    title, text = f"### {prefix}sPRO by limit of the false positive rate", "Mean of both types of anomaly."
+    # the mean, or the only type of anomaly that the data have
+    kind = next((k for k in ("mean", "logical", "structural") if f"sPRO@0.05 {k}" in merged), "")
+    limits = [name.split()[0].removeprefix("sPRO@") for name in merged if name.startswith("sPRO@")]
+    limits = [limit for limit in dict.fromkeys(limits) if f"sPRO@{limit} {kind}" in merged]
+    rows = {name: {limit: group.by_seed(name, f"sPRO@{limit} {kind}") for limit in limits} for name in group.maps}
+    title = f"### {prefix}sPRO by limit of the false positive rate"
+    text = "Mean of both types of anomaly." if kind == "mean" else f"Of {kind} anomalies."
     return [title, text, _table("map", rows)] if limits else []
 
 
-def _defects(group: Group, category: str) -> str:
-    """Image AUROC by type of defect, for the maps that are no other merging of the same two."""
+def _defects(group: Group, category: str) -> list[str]:
+    """Image AUROC and AU-sPRO by type of defect, for the maps that are no other merging of the same two."""
     chosen = group.scores[(group.scores["category"] == category) & (group.scores["map"] == MERGED)]
-    defects = sorted(name.removeprefix(DEFECT) for name in chosen["metric"].unique() if name.startswith(DEFECT))
     maps = [name for name in group.maps if name in _PARTS]
-    rows = {defect: {m: group.of_category(category, m, DEFECT + defect) for m in maps} for defect in defects}
-    return _table("AUROC by type of defect", rows)
+    tables = []
+    for prefix in DEFECTS:
+        defects = sorted(name.removeprefix(prefix) for name in chosen["metric"].unique() if name.startswith(prefix))
+        rows = {defect: {m: group.of_category(category, m, prefix + defect) for m in maps} for defect in defects}
+        tables.append(_table(f"{prefix.removesuffix(' of ')} by type of defect", rows))
+    return tables
 
 
 def _series(results: Results) -> dict[str, Series]:

@@ -31,7 +31,7 @@ MAPS = {
 }
 LOCO = tuple(f"{name} {kind}" for name in ("AUROC", "sPRO@0.05") for kind in ("logical", "structural", "mean"))
 PLAIN = ("image AUROC", "pixel AUROC")
-DEFECT = "AUROC of "
+DEFECTS = ("AUROC of ", "sPRO@0.05 of ")  # followed by the defect type
 
 
 @dataclass
@@ -166,7 +166,9 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     keys = {name: name.replace(" ", "_").lower() for name in PLAIN}
     flat = {name: metrics[key] for name, key in keys.items() if key in metrics}
     flat |= {f"AUROC {kind}": value for kind, value in metrics.get("loco_auroc", {}).items()}
-    flat |= {DEFECT + defect: value for defect, value in metrics.get("loco_auroc_per_defect", {}).items()}
+    auroc, spro = DEFECTS
+    flat |= {auroc + defect: value for defect, value in metrics.get("loco_auroc_per_defect", {}).items()}
+    flat |= {spro + defect: limits["0.05"] for defect, limits in metrics.get("spro_per_defect", {}).items()}
     for limit, kinds in metrics.get("spro", {}).items():
         flat |= {f"sPRO@{limit} {kind}": value for kind, value in kinds.items()}
     return flat

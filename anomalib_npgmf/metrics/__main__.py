@@ -75,7 +75,8 @@ def make_table(results: dict[str, Any], title: str) -> Table:
         One row per kind and per defect type: image AUROC, then AU-sPRO per limit.
     """
     auroc, spro = results["classification"], results["localization"]
-    table = Table("", "image AUROC", *(f"AU-sPRO {limit}" for limit in spro["auc_spro"]["mean"]), title=title)
+    limits = next(iter(spro["auc_spro"].values()))
+    table = Table("", "image AUROC", *(f"AU-sPRO {limit}" for limit in limits), title=title)
     for part, suffix in (("", ""), ("per defect type", "_per_defect")):
         if part:
             table.add_section()

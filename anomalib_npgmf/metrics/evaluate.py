@@ -48,7 +48,8 @@ def evaluate_loco(
     Returns:
         Plain floats: ``["localization"]["auc_spro"][kind][limit]`` with the kinds ``"logical_anomalies"``,
         ``"structural_anomalies"`` and ``"mean"`` and the limits as text, ``["classification"]["auc_roc"][kind]``, and
-        the same per defect type in ``"auc_spro_per_defect"`` and ``"auc_roc_per_defect"``.
+        the same per defect type in ``"auc_spro_per_defect"`` and ``"auc_roc_per_defect"``. A kind that the category
+        has no images of is left out, and so is the mean then.
 
     Raises:
         FileNotFoundError: If an image, a map, a ground truth or the config is missing.
@@ -105,15 +106,19 @@ def evaluate_with_curves(
     defects = [name for name in curves if name not in KINDS]
     spro = {name: {str(limit): curve.area(limit) for limit in limits} for name, curve in curves.items()}
     auroc = auroc_by_label(by_label, list(curves))
-    mean_spro = {str(limit): float(np.mean([spro[kind][str(limit)] for kind in KINDS])) for limit in limits}
+    kinds = [kind for kind in KINDS if kind in curves]
+    by_kind: dict[str, Any] = {kind: spro[kind] for kind in kinds}
+    auroc_by_kind = {kind: auroc[kind] for kind in kinds}
+    if len(kinds) == len(KINDS):
+        by_kind["mean"] = {limit: float(np.mean([spro[kind][limit] for kind in KINDS])) for limit in map(str, limits)}
+        auroc_by_kind["mean"] = float(np.mean(list(auroc_by_kind.values())))
     return {
         "localization": {
-            "auc_spro": {kind: spro[kind] for kind in KINDS} | {"mean": mean_spro},
+            "auc_spro": by_kind,
             "auc_spro_per_defect": {name: spro[name] for name in defects},
         },
         "classification": {
-            "auc_roc": {kind: auroc[kind] for kind in KINDS}
-            | {"mean": float(np.mean([auroc[kind] for kind in KINDS]))},
+            "auc_roc": auroc_by_kind,
             "auc_roc_per_defect": {name: auroc[name] for name in defects},
         },
     }, curves

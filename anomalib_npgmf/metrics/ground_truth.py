@@ -104,27 +104,26 @@ def category_of(image_path: Path) -> Path:
 
 
 def list_test_images(category_dir: Path) -> list[Path]:
-    """List the test images of a category: good, logical and structural.
+    """List the test images of a category: good ones, and the kinds of anomalies that it has.
 
     Args:
         category_dir: Folder with ``test/<kind>/*.png``.
 
     Returns:
-        Sorted paths.
+        Sorted paths of each kind, good images first.
 
     Raises:
-        FileNotFoundError: If the folder, or one of the three kinds, has no images.
+        FileNotFoundError: If there are no good images, or no anomalous ones.
     """
-    paths: list[Path] = []
-    for kind in (GOOD, *KINDS):
-        found = sorted((category_dir / "test" / kind).glob("*.png"))
-        if not found:
+    test = category_dir / "test"
+    found = {kind: sorted((test / kind).glob("*.png")) for kind in (GOOD, *KINDS)}
+    for kinds in ((GOOD,), KINDS):
+        if not any(found[kind] for kind in kinds):
             raise FileNotFoundError(
-                f"No {kind} test images in {category_dir / 'test' / kind}; sPRO and AUROC need good, logical and "
-                "structural ones, check the dataset root and the category."
+                f"No {' or '.join(kinds)} test images in {test}; sPRO and AUROC need good and anomalous ones, check "
+                "the dataset root and the category."
             )
-        paths += found
-    return paths
+    return [path for paths in found.values() for path in paths]
 
 
 def read_defects_config(category_dir: Path) -> dict[int, DefectType]:

@@ -98,6 +98,21 @@ def test_reports_plain_floats(category: Category) -> None:
     assert type(results["classification"]["auc_roc"]["mean"]) is float
 
 
+def test_a_category_of_one_kind_has_no_mean(category: Category, capsys: pytest.CaptureFixture[str]) -> None:
+    write_maps(category)
+    both = evaluate(category)
+    for path in category.of("structural_anomalies"):
+        path.unlink()
+    results = evaluate(category)
+    for part, name in (("localization", "auc_spro"), ("classification", "auc_roc")):
+        assert list(results[part][name]) == ["logical_anomalies"]
+        assert results[part][name]["logical_anomalies"] == both[part][name]["logical_anomalies"]
+    assert main(command(category)) == 0
+    printed = capsys.readouterr().out
+    assert f"{100 * results['classification']['auc_roc']['logical_anomalies']:.2f}" in printed
+    assert "mean" not in printed
+
+
 def test_names_what_it_warns_of(category: Category) -> None:
     maps = write_maps(category)
     logical = category.of("logical_anomalies")[0]
@@ -179,6 +194,11 @@ def _no_good_images(category: Category) -> None:
         path.unlink()
 
 
+def _only_good_images(category: Category) -> None:
+    for path in (*category.of("logical_anomalies"), *category.of("structural_anomalies")):
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -196,6 +216,7 @@ def _no_good_images(category: Category) -> None:
         (_colour_mask, r"has shape \(17, 23, 3\)"),
         (_small_mask, r"has shape \(5, 5\), but its image"),
         (_no_good_images, "No good test images"),
+        (_only_good_images, "No logical_anomalies or structural_anomalies test images"),
     ],
 )
 def test_bad_input_is_explained(
