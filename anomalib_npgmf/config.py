@@ -138,8 +138,8 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # One backbone pass for both branches.
     "fast": _FAST,
-    # Beyond the paper: adds the composition score; merges by maximum.
-    "plus": replace(_FAST, merging="maximum", composition=CompositionConfig()),
+    # Beyond the paper: adds the composition branch.
+    "plus": replace(_FAST, composition=CompositionConfig()),
     # A laptop, no download: the network's weights are installed with the package.
     "small": ModelConfig(
         backbone="tf_efficientnet_lite0",

@@ -247,4 +247,4 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
-        rename_attributes(self.model.composition)
+        rename_attributes(self.model.composition, self.model.merger.composition)

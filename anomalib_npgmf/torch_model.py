@@ -40,7 +40,7 @@ class BranchMaps(NamedTuple):
 
     Attributes:
         maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W], whose maximum is the image's composition distance.
+            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` of each image, [B].
         reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
             that branch, or without ``details``.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
@@ -50,6 +50,11 @@ class BranchMaps(NamedTuple):
     maps: dict[str, Tensor]
     reconstruction: Tensor | None
     explanations: list[Explanation]
+
+    def alone(self, part: str) -> dict[str, Tensor]:
+        """What `NpgmfModel.merge` needs to know of one part."""
+        names = (part, "distance") if part == "composition" else (part,)
+        return {name: self.maps[name] for name in names}
 
 
 class NpgmfModel(nn.Module):
@@ -234,20 +239,22 @@ class NpgmfModel(nn.Module):
         if self.composition is not None and "composition" not in maps:
             mask_size = self.config.image_size if details else None
             found = self.composition(features.composition, self.merger.size, mask_size)
-            maps["composition"], explanations = found.anomaly_map, found.explanations
+            maps["composition"], maps["distance"] = found.anomaly_map, found.distance
+            explanations = found.explanations
         return BranchMaps(maps, reconstruction, explanations)
 
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
-        """Merged map at the size of the input and image scores, the maximum of the merged map (section III-C).
+        """Merged map at the size of the input, and image scores (section III-C).
+
+        Without a composition branch the score is the maximum of the merged map, before that is enlarged.
 
         Args:
-            maps: Raw maps by part.
+            maps: Raw maps by part, as `branch_maps` gives them.
 
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, *config.image_size].
         """
-        merged = self.merger(maps)
-        score = merged.amax(dim=(-3, -2, -1))
+        score, merged = self.merger(maps)
         if merged.shape[-2:] != self.config.image_size:
             merged = F.interpolate(merged, size=self.config.image_size, mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=score, anomaly_map=merged)

@@ -114,7 +114,9 @@ def scores(paths: Sequence[Path], image_scores: Tensor, maps: Tensor | None = No
         for kind in (*KINDS, "mean"):
             metric = metric_class(kind)
             metric.update(batch)
-            found[f"{name} {kind}"] = 100 * float(metric.compute())
+            value = metric.compute()
+            if value is not None:  # the data have no such anomalies
+                found[f"{name} {kind}"] = 100 * float(value)
     return found
 
 

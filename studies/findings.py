@@ -166,16 +166,6 @@ def codebooks(found: Found) -> str:
     return table(rows)
 
 
-def spreads() -> str:
-    """Standard deviation of a normal image's composition distance, from three sources."""
-    found = load("merging_study")["spreads"]
-    rows = [
-        {"category, seed": key.replace("/", ", "), **{name: f"{value:.3f}" for name, value in values.items()}}
-        for key, values in found.items()
-    ]
-    return table(rows)
-
-
 def models() -> str:
     """Every model of the plan, mean over categories."""
     rows = []
@@ -199,7 +189,6 @@ def main() -> None:
         "codebooks": codebooks(found),
         "one model": table(one_model_rows(load("one_model")["cells"])),
         "merging": table(load("merging_study")["rows"]),
-        "spread": spreads(),
         "composition": table(load("composition_study")["rows"]),
     }
     fill(ROOT / "docs" / "findings.md", content)

@@ -115,7 +115,7 @@ def test_score_is_the_maximum_of_the_merged_map() -> None:
     image = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         out, maps = model(image), model.branch_maps(image).maps
-        torch.testing.assert_close(out.pred_score, model.merger(maps).amax(dim=(1, 2, 3)))
+        torch.testing.assert_close(out.pred_score, model.merger(maps).maps.amax(dim=(1, 2, 3)))
     torch.testing.assert_close(out.pred_score, out.anomaly_map.amax(dim=(1, 2, 3)))
 
 

@@ -19,8 +19,12 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from torchvision.transforms.v2 import Compose, Normalize
 
+from anomalib_npgmf.backbone.network import normalisation_of
+from anomalib_npgmf.backbone.packaged import NETWORK as PACKAGED
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
@@ -47,8 +51,11 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
     test_pass = TestPass()
     with served_by_timm(files) as served, tempfile.TemporaryDirectory() as scratch:
         arguments = insert_files(cell.model_args, files)
-        parts = {"post_processor": False, "evaluator": False, "visualizer": False}
-        model = _class("anomalib.models", cell.model_class)(**arguments, **parts)
+        parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
+        model_class = _class("anomalib.models", cell.model_class)
+        if not issubclass(model_class, Npgmf) and arguments.get("backbone") == PACKAGED:
+            parts["pre_processor"] = _pre_processor(model_class, PACKAGED)
+        model = model_class(**arguments, **parts)
         assert isinstance(model, AnomalibModule)
         settings: dict[str, Any] = {"devices": 1, "default_root_dir": scratch, "logger": False}
         settings |= {"enable_progress_bar": False, "enable_model_summary": False} | cell.trainer
@@ -58,7 +65,6 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         fitted = time.perf_counter()
         logged = {name: value.item() for name, value in engine.trainer.callback_metrics.items()}
         epochs = engine.trainer.current_epoch
-        test_pass.prepare(model)
         begin = time.perf_counter()
         engine.test(model, datamodule=datamodule, verbose=False)
         tested = time.perf_counter()
@@ -84,6 +90,13 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         "weights": {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in used},
         "peak_memory": memory,
     }
+
+
+def _pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:
+    """The model's pre-processing with the normalisation that a network was trained with; anomalib's is one for all."""
+    own: Any = model_class.configure_pre_processor()
+    kept = [step for step in own.transform.transforms if not isinstance(step, Normalize)]
+    return PreProcessor(transform=Compose([*kept, Normalize(*normalisation_of(network))]))
 
 
 def _class(package: str, name: str) -> Any:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.benchmark.alternatives import Alternatives
+from anomalib_npgmf.benchmark.alternatives import merged_by_other_rules
 from anomalib_npgmf.host.drawing import Picture, to_rgb
 from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.lightning_model import Npgmf
@@ -21,6 +21,7 @@ from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
 from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
+from anomalib_npgmf.torch_model import PARTS
 
 MERGED = "merged"
 CURVE_POINTS = 100
@@ -38,7 +39,7 @@ class TestPass(Callback):
 
     The model must have no post-processor: anomalib's clamps scores, and ties cost ranking. Predictions are kept by the
     name of the map: ``"merged"``, the model's own output; for an `Npgmf` of several parts also the name of each part,
-    what it would say with that part alone, and after `prepare` the other merging rules.
+    what it would say with that part alone, and the other merging rules.
     """
 
     __test__ = False  # for pytest, this is no class of tests
@@ -48,12 +49,6 @@ class TestPass(Callback):
         self.labels: dict[Path, bool] = {}  # whether the image is anomalous
         self.masks: dict[Path, Any] = {}  # (H, W) ground truth at the size of the maps
         self.reconstructions: dict[Path, Picture] = {}  # what an `Npgmf` takes for the normal version of the image
-        self._alternatives: Alternatives | None = None
-
-    def prepare(self, module: LightningModule) -> None:
-        """Calibrate what other rules of merging would say, between the fit and the test of an `Npgmf`."""
-        if isinstance(module, Npgmf):
-            self._alternatives = Alternatives(module)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -77,12 +72,12 @@ class TestPass(Callback):
             mean, std = module.model.mean, module.model.std
             pictures = [to_rgb(image, mean, std) for image in found.reconstruction]
             self.reconstructions.update(zip(paths, pictures, strict=True))
-        if len(found.maps) > 1:
-            for branch, raw in found.maps.items():
-                alone = module.model.merge({branch: raw})
-                self._keep(branch, paths, alone.pred_score, alone.anomaly_map)
-            merges = self._alternatives.merge(found.maps, outputs.image) if self._alternatives is not None else {}
-            for rule, merged in merges.items():
+        parts = [part for part in PARTS if part in found.maps]
+        if len(parts) > 1:
+            for part in parts:
+                alone = module.model.merge(found.alone(part))
+                self._keep(part, paths, alone.pred_score, alone.anomaly_map)
+            for rule, merged in merged_by_other_rules(module.model.merger, found.maps).items():
                 # The score is that of the merged map, as in the model: enlarging a map lowers its peaks.
                 enlarged = F.interpolate(merged, size=module.settings.image_size, mode="bilinear", align_corners=False)
                 self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), enlarged)

@@ -71,7 +71,9 @@ def insert_files(arguments: Any, files: Mapping[str, Path]) -> Any:
 
 @contextmanager
 def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
-    """Have ``timm.create_model(name, pretrained=True)`` read local files, for the models that cannot be given one.
+    """Have ``timm.create_model(name, pretrained=True)`` read local files and packaged weights.
+
+    That is for the models that cannot be given a file.
 
     A file serves a network under its name with or without timm's tag (``resnet18`` and ``resnet18.a1_in1k``).
 
@@ -80,6 +82,7 @@ def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
     """
     import timm
 
+    from anomalib_npgmf.backbone.packaged import packaged_weights
     from anomalib_npgmf.backbone.weights import read_state_dict
 
     original = timm.create_model
@@ -88,9 +91,11 @@ def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
     def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         name = model_name if model_name in files else model_name.partition(".")[0]
         overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
-        if pretrained and name in files and "state_dict" not in overlay:
-            served.add(name)
-            kwargs["pretrained_cfg_overlay"] = overlay | {"state_dict": read_state_dict(files[name])}
+        if pretrained and "state_dict" not in overlay:
+            found = read_state_dict(files[name]) if name in files else packaged_weights(model_name)
+            if found is not None:
+                served.add(name)
+                kwargs["pretrained_cfg_overlay"] = overlay | {"state_dict": found}
         return original(model_name, pretrained=pretrained, **kwargs)
 
     timm.create_model = create_model  # type: ignore[assignment]

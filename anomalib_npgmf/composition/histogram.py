@@ -36,7 +36,7 @@ class HistogramOutput(NamedTuple):
 
     Attributes:
         squared: Squared distance of each image, [B].
-        surplus: Contribution of each position to the squared distance minus the mean contribution, [B, 1, H, W].
+        surplus: Probability that a position shows one of those that are too many, [B, 1, H, W], in [0, 1].
         evidence: One entry per pair of level and codebook size.
     """
 
@@ -70,6 +70,8 @@ class CodeHistograms(nn.Module):
         >>> output = histograms([torch.cat([scene(2, 2), scene(6, 2)])], size=(16, 16))
         >>> held_out.shape, output.surplus.shape, bool(output.squared[1] > 5 * output.squared[0])
         (torch.Size([20]), torch.Size([2, 1, 16, 16]), True)
+        >>> bool(output.surplus[1].max() > 0.7), bool(output.surplus[0].max() < 0.5)
+        (True, True)
     """
 
     def __init__(
@@ -127,8 +129,10 @@ class CodeHistograms(nn.Module):
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> HistogramOutput:
         """Compute distance and map.
 
-        A patch contributes through its codes: positively if the code is too frequent in its cell, else negatively. The
-        map shows half the first-order term of that, minus the mean over the patches; the scale cancels later.
+        Of a code with the share s of a cell's patches, where normal images have m, the fraction ``max(0, s - m) / s``
+        is surplus: of six parts where five are normal it is one sixth, of a part that never occurs it is one. A patch
+        shows the surplus of its codes in its cell, averaged over codebooks, sizes and levels. A missing part leaves no
+        trace but the slightly larger share of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.
@@ -146,27 +150,20 @@ class CodeHistograms(nn.Module):
             difference, gradient = variation(histogram.flatten(2))
             contributions = difference * gradient
             squared = squared + weight * contributions.sum(dim=2).mean(dim=1)
-            surplus = surplus + weight * self._surplus(memberships, histogram, gradient, size)
             cells = histogram.shape[2:]
-            evidence.append(
-                Evidence(
-                    memberships,
-                    histogram.square() - _EPSILON,
-                    (variation.mean.unflatten(1, cells).square() - _EPSILON).clamp_min(0),
-                    (weight * contributions).unflatten(2, cells),
-                )
-            )
+            shares = histogram.square() - _EPSILON
+            normal_shares = (variation.mean.unflatten(1, cells).square() - _EPSILON).clamp_min(0)
+            surplus = surplus + self._surplus(memberships, shares, normal_shares, size) / len(self.inputs)
+            evidence.append(Evidence(memberships, shares, normal_shares, (weight * contributions).unflatten(2, cells)))
         return HistogramOutput(squared, surplus, evidence)
 
-    def _surplus(self, memberships: Tensor, histogram: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-        """First-order term of each position, mean over the codebooks, [B, 1, *size]."""
-        # Half the derivative of the squared distance by a patch's membership: d sqrt(s) / ds = 1 / (2 sqrt(s)).
-        slope = gradient.unflatten(2, histogram.shape[2:]) / (2 * histogram)
-        height, width = memberships.shape[-2:]
-        rows, columns = cell_means(height, self.grid, histogram), cell_means(width, self.grid, histogram)
-        slope = (height * width) * (rows.T @ slope @ columns)
-        patches = (memberships * slope).sum(dim=2).mean(dim=1, keepdim=True)
-        patches = patches - patches.mean(dim=(-2, -1), keepdim=True)
+    def _surplus(self, memberships: Tensor, shares: Tensor, normal: Tensor, size: tuple[int, int]) -> Tensor:
+        """Surplus of each position, mean over the codebooks, [B, 1, *size]."""
+        fraction = ((shares - normal) / shares.clamp_min(_EPSILON)).clamp(0, 1)
+        rows, columns = (cell_means(side, self.grid, shares) for side in memberships.shape[-2:])
+        # Each patch reads its own cell; one on a border reads a mean of both.
+        fraction = (rows / rows.sum(dim=0)).T @ fraction @ (columns / columns.sum(dim=0))
+        patches = (memberships * fraction).sum(dim=2).mean(dim=1, keepdim=True)
         return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
 
     def histogram(self, memberships: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class CompositionOutput(NamedTuple):
     Attributes:
         distance: Composition distance of each image, [B]: the largest of the histograms' scores, in standard deviations
             above the mean normal image, minus the margin of grids. Below zero for typical images.
-        anomaly_map: Positions of codes that are too frequent, [B, 1, H, W], in the same unit; its maximum is the
-            distance.
+        anomaly_map: What is too much: the largest surplus of a position in any histogram, [B, 1, H, W], in [0, 1]; see
+            `CodeHistograms.forward`.
         explanations: The code that contributes most to each image's distance; empty unless asked for.
     """
 
@@ -51,7 +51,7 @@ class CompositionBranch(nn.Module):
     the largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer
     than four training images nothing is standardised, and grids are disabled.
 
-    Extra parts are highlighted; for a missing part, the patches that show in its place are.
+    The map shows what is too much. What is missing it cannot show; the logical branch can, where parts have places.
 
     Args:
         levels: Number of each level that is read, for explanations.
@@ -159,17 +159,12 @@ class CompositionBranch(nn.Module):
     def _forward(
         self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None
     ) -> CompositionOutput:
-        maps, distances = [], []
+        surplus, distances = [], []
         evidence: list[list[Evidence]] = []
         for part in self._all():
             output = part(features, size)
-            distance = output.squared.clamp_min(0).sqrt()
-            surplus = output.surplus.relu()
-            peak = surplus.amax(dim=(-2, -1), keepdim=True)
-            # An image whose patches are all alike has no surplus anywhere; its whole map is set to the distance.
-            relative = torch.where(peak > 0, surplus / peak.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-            maps.append(relative * distance.view(-1, 1, 1, 1))
-            distances.append(distance)
+            distances.append(output.squared.clamp_min(0).sqrt())
+            surplus.append(output.surplus)
             evidence.append(output.evidence if mask_size is not None else [])
         scores = self._standardise(torch.stack(distances, dim=-1))
         explanations = []
@@ -177,8 +172,9 @@ class CompositionBranch(nn.Module):
             for image, winner in enumerate(scores.argmax(dim=-1).tolist()):
                 levels = [self.levels[index] for index in self._all()[winner].inputs]
                 explanations.append(explain(evidence[winner], image, levels, mask_size))
-        merged = self._standardise(torch.stack(maps, dim=-1)).amax(dim=-1)
-        return CompositionOutput(scores.amax(dim=-1), merged, explanations)
+        used = self.mean < _DISABLED
+        largest = (torch.stack(surplus, dim=-1) * used).amax(dim=-1)
+        return CompositionOutput(scores.amax(dim=-1), largest, explanations)
 
     def _all(self) -> list[CodeHistograms]:
         return [part for part in self.histograms if isinstance(part, CodeHistograms)]

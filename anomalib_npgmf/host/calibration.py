@@ -35,7 +35,7 @@ class Calibrator:
         >>> from anomalib_npgmf.config import resolve
         >>> model = NpgmfModel(resolve("small", {"logical_image_size": 128, "branches": "logical"})).eval()
         >>> normal = ImageBatch(image=torch.rand(2, 3, 128, 128), image_path=["0.png", "1.png"])
-        >>> scores = Calibrator(model, lambda images: images).run([normal])
+        >>> scores, peaks = Calibrator(model, lambda images: images).run([normal])
         >>> scores.shape, bool(model.merger.calibrated)
         (torch.Size([2]), True)
     """
@@ -72,7 +72,7 @@ class Calibrator:
             paths: Their B paths.
 
         Returns:
-            Raw map of each part, [B, 1, h, w].
+            Raw maps of the parts, see `BranchMaps`.
         """
         known: dict[str, Tensor] = {}
         if all(path in self._fixed for path in paths):
@@ -85,14 +85,14 @@ class Calibrator:
         return maps
 
     @torch.no_grad()
-    def run(self, batches: Iterable[ImageBatch]) -> Tensor:
+    def run(self, batches: Iterable[ImageBatch]) -> tuple[Tensor, Tensor]:
         """Calibrate the merger.
 
         Args:
             batches: Calibration images as the data set gives them; in a distributed run this process's share.
 
         Returns:
-            Image scores of the images of all processes, [N].
+            Image scores of the images of all processes, and the maxima of their merged maps, [N] each.
 
         Raises:
             ValueError: If a map is constant or not finite.
@@ -108,12 +108,13 @@ class Calibrator:
             kept.append({part: raw.cpu() for part, raw in maps.items()})
         composition = self._model.composition
         calibrate(self._model.merger, kept, None if composition is None else composition.cv_stats)
-        scores: list[float] = []
+        found: list[tuple[float, float]] = []
         for maps in to_device(kept, device):
-            score: Any = self._model.merge(maps).pred_score
-            scores += score.tolist()
+            merged = self._model.merger(maps)
+            found += zip(merged.scores.tolist(), merged.maps.amax(dim=(1, 2, 3)).tolist(), strict=True)
         self._model.train(training)
-        return torch.tensor(gather_list(scores))
+        scores, peaks = torch.tensor(gather_list(found)).T
+        return scores, peaks
 
 
 def calibrate_model(module: "Npgmf", datamodule: AnomalibDataModule) -> None:
@@ -134,6 +135,6 @@ def calibrate_on(module: "Npgmf", batches: Iterable[ImageBatch]) -> None:
         module: The model.
         batches: Calibration images; in a distributed run this process's share.
     """
-    scores = module.calibrator.run(batches)
+    scores, peaks = module.calibrator.run(batches)
     if isinstance(module.post_processor, CalibratedPostProcessor):
-        module.post_processor.calibrate(scores)
+        module.post_processor.calibrate(scores, peaks)

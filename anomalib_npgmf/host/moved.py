@@ -5,6 +5,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
+import torch
+
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
     "composition.reading": f"{_PACKAGE}.composition.histogram",
@@ -37,7 +39,7 @@ def add_former_modules() -> None:
 
 
 def rename_tensors(state: dict[str, Any]) -> None:
-    """Rename the tensors of a checkpoint to their present names, in place.
+    """Rename the tensors of a checkpoint to their present names, in place; see `rename_attributes`.
 
     Example:
         >>> state = {"model.composition.held_out": 1, "model.merger.mean": 2}
@@ -45,14 +47,22 @@ def rename_tensors(state: dict[str, Any]) -> None:
         >>> sorted(state)
         ['model.composition.cv_stats', 'model.merger.mean']
     """
+    if "model.merger.composition.mean" in state:
+        state.setdefault("model.merger.composition.normal_level", torch.tensor(-torch.inf))
     start = "model.composition."
     for name in [name for name in state if name.startswith(start)]:
         first, dot, rest = name.removeprefix(start).partition(".")
         state[f"{start}{_COMPOSITION.get(first, first)}{dot}{rest}"] = state.pop(name)
 
 
-def rename_attributes(composition: Any) -> None:
-    """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is."""
+def rename_attributes(composition: Any, merger: Any = None) -> None:
+    """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is.
+
+    A merger of before knows no level of normal pixels. Scores do not need it; the map is then that of the branches, until
+    the model is calibrated anew.
+    """
+    if merger is not None and "normal_level" not in merger._buffers:
+        merger._buffers["normal_level"] = torch.full_like(merger.mean[0], -torch.inf)
     for entries in () if composition is None else (composition._modules, composition._buffers):
         for old, new in _COMPOSITION.items():
             if old in entries:

@@ -13,9 +13,9 @@ class CalibratedPostProcessor(PostProcessor):
     """anomalib's post-processor with a threshold from normal images only and a strictly increasing normalisation.
 
     anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
-    clamps scores to [0, 1], which makes strong anomalies tie. Here one threshold, the mean plus three standard
-    deviations of the image scores of the calibration images, serves image and pixels alike, so that an image is
-    anomalous exactly when one of its pixels is. Scores s become ``1/2 (1 + x / (1 + |x|))`` with
+    clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold is the mean plus three standard
+    deviations of the image scores of the calibration images, that of pixels the same of the maxima of their maps. Scores
+    s become ``1/2 (1 + x / (1 + |x|))`` with
     ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1), is 1/2 at the threshold and 1/4 at the mean of
     the normal images' scores.
 
@@ -30,25 +30,26 @@ class CalibratedPostProcessor(PostProcessor):
         [0.25, 0.5, 0.969]
     """
 
-    def calibrate(self, scores: Tensor) -> None:
-        """Fix threshold and range.
+    def calibrate(self, scores: Tensor, peaks: Tensor | None = None) -> None:
+        """Fix thresholds and ranges.
 
         Args:
             scores: Image scores of normal images, [N].
+            peaks: Maxima of their maps, [N]; ``None`` where these are the scores.
 
         Raises:
             ValueError: If there is no score or one is not finite.
         """
-        if not len(scores) or not torch.isfinite(scores).all():
-            msg = "Calibration needs at least one normal image, and finite scores."
-            raise ValueError(msg)
-        values = scores.double()
-        mean = values.mean()
-        spread = values.std() if len(values) > 1 else values.abs().mean()
-        # Identical scores leave no spread; keep a range that float32 still resolves.
-        spread = torch.maximum(spread, 1e-6 * mean.abs().clamp(min=1.0))
-        threshold = mean + THRESHOLD_DEVIATIONS * spread
-        for prefix in ("image", "pixel"):
+        for prefix, given in (("image", scores), ("pixel", scores if peaks is None else peaks)):
+            if not len(given) or not torch.isfinite(given).all():
+                msg = "Calibration needs at least one normal image, and finite scores."
+                raise ValueError(msg)
+            values = given.double()
+            mean = values.mean()
+            spread = values.std() if len(values) > 1 else values.abs().mean()
+            # Identical scores leave no spread; keep a range that float32 still resolves.
+            spread = torch.maximum(spread, 1e-6 * mean.abs().clamp(min=1.0))
+            threshold = mean + THRESHOLD_DEVIATIONS * spread
             getattr(self, f"_{prefix}_threshold").copy_(threshold)
             getattr(self, f"{prefix}_min").copy_(mean)
             getattr(self, f"{prefix}_max").copy_(threshold)

@@ -5,6 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from anomalib.data import ImageBatch
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
@@ -21,33 +22,33 @@ from anomalib_npgmf.torch_model import BranchMaps
 def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     """The part that determines each image's score.
 
-    That is the composition branch where the maximum of the merged map is its own, else the branch with the largest term
-    at that position.
+    That is the composition branch where its score is the larger one, else the branch with the largest term where the
+    branches' merged map has its maximum.
 
     Args:
         merger: A calibrated one.
-        maps: Raw maps by part, [B, 1, h, w] each.
+        maps: Raw maps by part, see `BranchMaps`.
 
     Returns:
         Names of parts, one per image.
 
     Example:
-        >>> import torch
         >>> merger = MapMerger((64, 64), 1.0, 1.0, blur=torch.nn.Identity())
         >>> low, high = torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 64, 64), 2.0)
         >>> dominant_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
         ['structural', 'logical']
     """
-    parts = {name: part.flatten(1) for name, part in merger.calibrated_maps(maps).items()}
-    composition = parts.pop("composition", None)
-    scores, peaks = merger(maps).flatten(1).max(dim=1)
-    dominant = []
-    for index, (score, peak) in enumerate(zip(scores, peaks.tolist(), strict=True)):
-        if composition is not None and composition[index, peak] >= score:
-            dominant.append("composition")
-        else:
-            dominant.append(max(parts, key=lambda name: float(parts[name][index, peak])))
-    return dominant
+    parts = {name: part.flatten(1) for name, part in merger.smoothed(maps).items()}
+    merged = merger.merge_branches(maps)
+    assert merged is not None
+    scores, peaks = merged.flatten(1).max(dim=1)
+    by_composition = torch.zeros_like(scores, dtype=torch.bool)
+    if merger.composition is not None:
+        by_composition = merger.composition.of_distance(maps["distance"]) >= merger.composition.of_branches(scores)
+    return [
+        "composition" if composed else max(parts, key=lambda name: float(parts[name][index, peak]))
+        for index, (peak, composed) in enumerate(zip(peaks.tolist(), by_composition.tolist(), strict=True))
+    ]
 
 
 def title_of(score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | None) -> str:

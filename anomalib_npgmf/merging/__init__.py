@@ -1,6 +1,6 @@
 """Merging of the maps: calibration on normal images, eq. 11, smoothing."""
 
 from anomalib_npgmf.merging.calibration import calibrate
-from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
+from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger, Merged
 
-__all__ = ["CompositionMerger", "MapMerger", "calibrate"]
+__all__ = ["CompositionMerger", "MapMerger", "Merged", "calibrate"]

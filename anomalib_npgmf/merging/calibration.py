@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anomalib_npgmf.distributed import gather_list
-from anomalib_npgmf.merging.rule import BRANCHES, MapMerger
+from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL, MapMerger
 from anomalib_npgmf.merging.statistics import MapStatistics
+
+_STEP = 4  # pixels between those of which the quantile is taken; the maps are smooth
 
 
 def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats: Tensor | None = None) -> None:
-    """Set the statistics of each branch's map, then those of the composition's image scores (paper, section III-C).
+    """Set the statistics of each branch's map, then what the composition needs (paper, section III-C).
 
     Args:
         merger: The merger to calibrate.
-        batches: Raw maps by part, [B, 1, h, w] each, of normal images that no branch was fitted on; in a distributed
+        batches: Raw maps by part as `MapMerger.forward` takes them, of normal images that no branch was fitted on; in a distributed
             run this process's share.
         cv_stats: Cross-validated composition distances, see `anomalib_npgmf.composition.CompositionBranch`.
 
@@ -37,23 +40,15 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
         branch_statistics.synchronise()
     merger.calibrate({branch: (s.mean, s.std) for branch, s in statistics.items() if s.count})
     if merger.composition is not None:
-        pairs: list[tuple[float, float]] = []
+        found: list[tuple[float, float, Tensor]] = []
         for maps in to_device(batches, merger.mean.device):
-            pairs += image_scores(merger, maps)
-        scores, distances = torch.tensor(gather_list(pairs)).T
-        merger.composition.calibrate(scores, distances, cv_stats)
-
-
-def image_scores(merger: MapMerger, maps: dict[str, Tensor]) -> list[tuple[float, float]]:
-    """Image score of the merged branches and composition distance of each image.
-
-    Args:
-        merger: A merger whose branches are calibrated.
-        maps: Raw maps by part, [B, 1, h, w] each, with a composition map.
-    """
-    merged = merger.merge_branches(maps)
-    assert merged is not None
-    return list(zip(merged.amax((1, 2, 3)).tolist(), maps["composition"].amax((1, 2, 3)).tolist(), strict=True))
+            merged = merger.merge_branches(maps)
+            assert merged is not None
+            pixels = merged[..., ::_STEP, ::_STEP].flatten(1).cpu()
+            found += zip(merged.amax((1, 2, 3)).tolist(), maps["distance"].tolist(), pixels, strict=True)
+        scores, distances, samples = zip(*gather_list(found), strict=True)
+        level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_LEVEL))
+        merger.composition.calibrate(torch.tensor(scores), torch.tensor(distances), cv_stats, normal_level=level)
 
 
 def to_device(batches: Sequence[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,46 +10,75 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 BRANCHES = ("logical", "structural")
-COMPOSITION_MARGIN = 0.25  # standard deviations; chosen on development seeds, see docs/findings.md
+NORMAL_LEVEL = 0.95  # quantile of the pixels of normal images
+# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
+COMPOSITION_MARGIN = 0.25  # standard deviations
+LARGEST_SCORE = 6.0  # standard deviations, above which the composition marks no more strongly
+SURPLUS_WEIGHT = 5.0  # standard deviations of the map for one of the score, where everything is surplus
+
+
+class Merged(NamedTuple):
+    """Result of merging for a batch.
+
+    Attributes:
+        scores: Image scores, [B].
+        maps: Merged map, [B, 1, H, W].
+    """
+
+    scores: Tensor
+    maps: Tensor
 
 
 class CompositionMerger(nn.Module):
-    """Adds the composition map to the merged map of the branches.
+    """Adds the composition to the merged map of the branches; an addition to the paper.
 
-    Both are standardised by mean and standard deviation of the image scores of normal images:
-    ``max((S - mu_S) / sd_S, (C - mu_C) / sd_C - 0.25)``. S is the branches' map, whose maximum is their image score,
-    and C the composition map, whose maximum is the composition distance. The image score, the maximum of the result, is
-    the larger of the two standardised scores. 0.25 standard deviations are subtracted from the composition so that the
-    branches, which localise damage, win near ties. An addition to the paper.
+    Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
+    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S`` for the branches' map S and
+    ``c = (C - mu_C) / sd_C - 0.25`` for the composition distance C. 0.25 standard deviations are subtracted so that the
+    branches, which localise damage, win near ties.
+
+    The map answers another question, where the cause is: ``max(S', min(S', q) + 5 min(max(c, 0), 6) r)`` for the
+    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. The composition
+    marks what is too much, the more the surer it is, up to six standard deviations; it never lowers what a branch marks
+    and never hides it by the size of its score.
 
     Attributes:
         mean: mu_S and mu_C.
         std: sd_S and sd_C.
+        normal_level: q, a scalar.
 
     Example:
         >>> merger = CompositionMerger()
-        >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]))
-        >>> branches, composition = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[3.0, 0.0]]]])
-        >>> round(merger(branches, composition).amax().item(), 4)  # (3 - 1) / 0.7071 - 0.25
+        >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
+        >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
+        >>> merged = merger(branches, surplus, torch.tensor([3.0]))
+        >>> round(merged.scores.item(), 4)  # (3 - 1) / 0.7071 - 0.25
         2.5784
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 5 * 2.5784 * 0.5 and 2 / 1.4142
+        [4.3247, 1.4142]
     """
 
     mean: Tensor
     std: Tensor
+    normal_level: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
+        self.register_buffer("normal_level", torch.tensor(0.0))
 
-    def calibrate(self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None) -> None:
-        """Set mean and standard deviation.
+    def calibrate(
+        self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None, *, normal_level: float
+    ) -> None:
+        """Set mean, standard deviation and the level of normal pixels.
 
         Args:
             scores: Image scores of the branches on calibration images, [N].
             distances: Composition distances of the same images, [N].
             cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
                 training images, [3]; they are pooled with ``distances``.
+            normal_level: Quantile 0.95 of the pixels of the branches' merged maps of the calibration images.
 
         Raises:
             ValueError: If a score is NaN or infinite.
@@ -66,27 +96,34 @@ class CompositionMerger(nn.Module):
             floor = max(MIN_RELATIVE_STD * abs(statistics.mean), 1e-6)
             std = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
             self.mean[index], self.std[index] = statistics.mean, max(std, floor)
+        self.normal_level.fill_((normal_level - float(self.mean[0])) / float(self.std[0]))
 
-    def forward(self, branches: Tensor | None, composition: Tensor) -> Tensor:
+    def forward(self, branches: Tensor | None, surplus: Tensor, distance: Tensor) -> Merged:
         """Combine.
 
         Args:
             branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.
-            composition: Composition map, [B, 1, H, W].
-
-        Returns:
-            [B, 1, H, W].
+            surplus: Smoothed surplus, [B, 1, H, W], in [0, 1].
+            distance: Composition distances, [B].
         """
-        standardised = self.of_composition(composition)
-        return standardised if branches is None else torch.maximum(self.of_branches(branches), standardised)
+        score, shown = self.of_distance(distance), self.of_surplus(surplus, distance)
+        if branches is None:
+            return Merged(score, shown)
+        standardised = self.of_branches(branches)
+        below = standardised.minimum(self.normal_level)
+        return Merged(standardised.amax(dim=(1, 2, 3)).maximum(score), standardised.maximum(below + shown))
 
     def of_branches(self, merged: Tensor) -> Tensor:
         """Standardise the branches' merged map, any shape."""
         return (merged - self.mean[0]) / self.std[0]
 
-    def of_composition(self, composition: Tensor) -> Tensor:
-        """Standardise the composition map, any shape, and subtract the margin."""
-        return (composition - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
+    def of_distance(self, distance: Tensor) -> Tensor:
+        """Standardise composition distances, any shape, and subtract the margin."""
+        return (distance - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
+
+    def of_surplus(self, surplus: Tensor, distance: Tensor) -> Tensor:
+        """What the composition adds to the standardised map, [B, 1, H, W]."""
+        return SURPLUS_WEIGHT * self.of_distance(distance).clamp(0, LARGEST_SCORE).view(-1, 1, 1, 1) * surplus
 
 
 class MapMerger(nn.Module):
@@ -112,7 +149,7 @@ class MapMerger(nn.Module):
         >>> merger = MapMerger((64, 64), 1.0, 3.0, blur=nn.Identity())
         >>> merger.calibrate({"logical": (1.0, 0.5), "structural": (2.0, 1.0)})
         >>> merged = merger({"logical": torch.full((1, 1, 64, 64), 2.0), "structural": torch.full((1, 1, 8, 8), 3.0)})
-        >>> round(merged.mean().item(), 4)  # 1 * (2 - 1) / 0.5 + 3 * (3 - 2) / 1
+        >>> round(merged.scores.item(), 4)  # 1 * (2 - 1) / 0.5 + 3 * (3 - 2) / 1
         5.0
     """
 
@@ -217,26 +254,26 @@ class MapMerger(nn.Module):
         parts = self.smoothed(maps)
         if self.composition is not None:
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
-            parts["composition"] = self.composition.of_composition(self.resize(maps["composition"]))
+            surplus = self.blur(self.resize(maps["composition"]))
+            parts["composition"] = self.composition.of_surplus(surplus, maps["distance"])
         return parts
 
-    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+    def forward(self, maps: dict[str, Tensor]) -> Merged:
         """Merge the maps that are present.
 
         Args:
-            maps: Raw maps, [B, 1, h, w] each, by branch, and the composition map as ``"composition"``.
-
-        Returns:
-            Merged map, [B, 1, H, W].
+            maps: Raw maps, [B, 1, h, w] each, by branch; of the composition its surplus as ``"composition"`` and its
+                distances [B] as ``"distance"``.
 
         Raises:
             ValueError: If there is no map.
         """
         merged = self.merge_branches(maps)
-        composition = maps.get("composition")
-        if self.composition is not None and composition is not None:
-            return self.composition(merged, self.resize(composition))
+        if self.composition is not None and "composition" in maps:
+            surplus = self.blur(self.resize(maps["composition"]))
+            found: Merged = self.composition(merged, surplus, maps["distance"])
+            return found
         if merged is None:
             msg = f"There is nothing to merge among {sorted(maps)}; give a map of a branch."
             raise ValueError(msg)
-        return merged
+        return Merged(merged.amax(dim=(1, 2, 3)), merged)

@@ -7,10 +7,8 @@ import pytest
 import tifffile
 import torch
 from anomalib.engine import Engine
-from lightning.pytorch import seed_everything
 
 from anomalib_npgmf import Npgmf, SyntheticLOCO
-from anomalib_npgmf.benchmark.alternatives import Alternatives
 from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass, evaluate
 from anomalib_npgmf.metrics import evaluate_loco
 from anomalib_npgmf.metrics.ground_truth import list_test_images
@@ -74,7 +72,6 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
         max_epochs=1, default_root_dir=tmp_path, logger=False, enable_progress_bar=False, callbacks=[test_pass]
     )
     engine.fit(model, datamodule=datamodule)
-    test_pass.prepare(model)
     engine.test(model, datamodule=datamodule, verbose=False)
 
     assert set(test_pass.predictions) == {"merged", "logical", "structural", "1:3", "3:1", "1:1", "maximum"}
@@ -94,61 +91,3 @@ def test_one_pass_gives_the_maps_of_both_branches(datamodule: SyntheticLOCO, tmp
     anomalous = {path for path in images if path.parent.name != "good"}
     assert {path for path, label in test_pass.labels.items() if label} == anomalous
     assert {path for path, mask in test_pass.masks.items() if mask.any()} == anomalous
-
-
-def test_eq_11_with_a_composition_is_what_that_model_would_say(datamodule: SyntheticLOCO, tmp_path: Path) -> None:
-    """A model that merges by the maximum is recalibrated as one that sums; its maps are those of the rule."""
-    parts = {"post_processor": False, "evaluator": False, "visualizer": False}
-    sizes = {"logical_image_size": 128, "structural_image_size": 256}  # maps are merged at the former, enlarged after
-    model = Npgmf(preset="small", **sizes, merging="maximum", composition=True, **parts)
-    passes = [TestPass(), TestPass()]
-    settings = {"default_root_dir": tmp_path, "logger": False, "enable_progress_bar": False}
-    engine = Engine(max_epochs=1, callbacks=[passes[0]], **settings)
-    engine.fit(model, datamodule=datamodule)
-    passes[0].prepare(model)
-    engine.test(model, datamodule=datamodule, verbose=False)
-    model.model.merger.maximum = False
-    model.calibrate(datamodule)
-    Engine(callbacks=[passes[1]], **settings).test(model, datamodule=datamodule, verbose=False)
-
-    first, second = (test_pass.predictions for test_pass in passes)
-    scores = np.array([[first[rule][path].score for path in first[rule]] for rule in ("merged", "1:3+composition")])
-    assert np.abs(scores[0] - scores[1]).max() > 1e-2
-    for path, prediction in first["1:3+composition"].items():
-        np.testing.assert_allclose(prediction.anomaly_map, second["merged"][path].anomaly_map, rtol=1e-4, atol=1e-4)
-        assert prediction.score == pytest.approx(second["merged"][path].score, abs=1e-3)
-        assert prediction.score >= first["composition"][path].score - 1e-3  # the larger one of two
-
-
-def test_amounts_are_what_a_model_without_grids_would_say(datamodule: SyntheticLOCO, tmp_path: Path) -> None:
-    parts = {"post_processor": False, "evaluator": False, "visualizer": False}
-    predictions = []
-    for changes in ({"grid_codebook_sizes": (8,)}, {"grids": ()}):
-        seed_everything(0, verbose=False)
-        small = {"codebook_sizes": (4,), "codebooks": 1}
-        model = Npgmf(
-            preset="small", logical_image_size=128, merging="maximum", composition={**small, **changes}, **parts
-        )
-        test_pass = TestPass()
-        settings = {"default_root_dir": tmp_path, "logger": False, "enable_progress_bar": False}
-        engine = Engine(max_epochs=1, callbacks=[test_pass], **settings)
-        engine.fit(model, datamodule=datamodule)
-        test_pass.prepare(model)
-        engine.test(model, datamodule=datamodule, verbose=False)
-        predictions.append(test_pass.predictions)
-    with_grids, without = predictions
-    assert "amounts" not in without
-    for name, same in (("maximum+amounts", "merged"), ("amounts", "composition")):
-        for path, prediction in with_grids[name].items():
-            assert prediction.score == pytest.approx(without[same][path].score, abs=1e-3)
-            np.testing.assert_allclose(prediction.anomaly_map, without[same][path].anomaly_map, rtol=1e-3, atol=1e-3)
-    assert any(abs(with_grids["merged"][path].score - p.score) > 0.01 for path, p in without["merged"].items())
-
-
-@pytest.mark.parametrize("composition", [False, True])
-def test_model_that_was_not_fitted_is_merged_by_the_plain_rules_alone(composition: bool) -> None:
-    others = Alternatives(Npgmf(preset="small", logical_image_size=128, composition=composition))
-    maps = {name: torch.rand(2, 1, 128, 128) for name in ("logical", "structural")}
-    merged = others.merge(maps, torch.zeros(2, 3, 128, 128))
-    assert set(merged) == {"1:3", "3:1", "1:1", "maximum"}
-    assert others.merge({"logical": maps["logical"]}, torch.zeros(2, 3, 128, 128)) == {}

@@ -51,38 +51,21 @@ def test_places_do_not_matter(branch: CompositionBranch) -> None:
     assert torch.allclose(first, second, atol=1e-4)
 
 
-def test_extra_parts_light_up_and_the_map_peaks_at_the_distance(branch: CompositionBranch) -> None:
-    features, labels = _scene(9, 6, 5)
+def test_extra_parts_light_up(branch: CompositionBranch) -> None:
+    features, labels = _scene(9, 6, 5)  # nine of a part where normal images have four or five
+    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
+    assert 0.3 < surplus[labels == 1].mean() < 0.7
+    assert surplus[labels == 1].mean() > 5 * surplus[labels != 1].mean()
+    assert surplus.min() >= 0
+    assert surplus.max() <= 1
+
+
+def test_where_a_part_is_missing_the_background_stays_dark(branch: CompositionBranch) -> None:
+    """There is a little more background than normal, and that little is what it shows."""
+    features, _ = _scene(0, 6, 6)
     output = branch([features], (SIDE, SIDE))
-    surplus = output.anomaly_map[0, 0]
-    lit = surplus - surplus.min()
-    assert lit[labels == 1].mean() > 5 * lit[labels != 1].mean()
-    assert torch.isclose(surplus.max(), output.distance[0])
-    assert torch.isclose(surplus.min(), -branch.mean[0] / branch.std[0])  # what adds nothing is at distance zero
-
-
-def test_where_a_part_is_missing_the_floor_lights_up(branch: CompositionBranch) -> None:
-    features, labels = _scene(0, 6, 6)
-    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
-    assert surplus[labels == 0].mean() > surplus[labels == 2].mean()
-
-
-def test_map_is_the_derivative_of_the_distance(branch: CompositionBranch) -> None:
-    """Moving a little membership of a patch from the mean patch changes the squared distance as the map says."""
-    features, _ = _scene(8, 6, 9)
-    (part,) = branch.histograms
-    codes, variation = part.codes[0], part.variations[0]
-    memberships = codes(features).detach().requires_grad_()
-    vector = (memberships.mean((-2, -1)) + 1e-4).sqrt()
-    deviation, gradient = variation(vector)
-    (deviation * gradient).sum(2).mean().backward()
-    assert memberships.grad is not None
-    # d D^2 along one patch's memberships, summed over its codes; relative to the mean patch
-    effect = (memberships.grad * memberships.detach()).sum((1, 2))
-    effect = (effect - effect.mean()).relu()[0]
-    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
-    surplus = surplus - surplus.min()
-    assert torch.allclose(surplus / surplus.max(), effect / effect.max(), atol=1e-3)
+    assert output.distance[0] > 2
+    assert output.anomaly_map.max() < 0.25
 
 
 def test_explanation_names_level_and_marks_the_surplus(branch: CompositionBranch) -> None:
@@ -113,10 +96,10 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
         assert torch.equal(ours, theirs)
 
 
-def test_image_of_equal_patches_keeps_its_distance(branch: CompositionBranch) -> None:
+def test_image_of_equal_patches_is_surplus_as_a_whole(branch: CompositionBranch) -> None:
     output = branch([torch.zeros(1, 3, SIDE, SIDE)], (SIDE, SIDE))
     assert output.distance[0] > 2
-    assert torch.isclose(output.anomaly_map.max(), output.distance[0])
+    torch.testing.assert_close(output.anomaly_map, output.anomaly_map.mean().expand_as(output.anomaly_map))
 
 
 def test_order_and_batches_do_not_matter() -> None:

@@ -18,21 +18,14 @@ from anomalib_npgmf.torch_model import NpgmfModel, gaussian_blur
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
-def test_merged_score_is_the_larger_calibrated_score() -> None:
-    merger = MapMerger((16, 16), 1.0, 3.0, composition=True, blur=gaussian_blur((16, 16)))
-    merger.calibrate({"logical": (0.0, 1.0), "structural": (0.0, 1.0)})
+def test_composition_alone_and_nothing() -> None:
+    merger = MapMerger((16, 16), composition=True, blur=torch.nn.Identity())
     assert merger.composition is not None
-    merger.composition.calibrate(torch.tensor([9.0, 10.0, 11.0]), torch.tensor([0.5, 1.0, 1.5]))
-    flat = torch.ones(2, 1, 16, 16)
-    composition = torch.zeros(2, 1, 16, 16)
-    composition[0, 0, 3, 4] = 4.0  # (4 - 1) / 0.5 - 0.25 = 5.75 deviations
-    composition[1, 0, 3, 4] = 1.0
-    maps = {"logical": 3 * flat, "structural": 3 * flat, "composition": composition}
-    merged = merger(maps)  # branches: (12 - 10) / 1 = 2 deviations
-    assert torch.allclose(merged.amax((1, 2, 3)), torch.tensor([5.75, 2.0]), atol=1e-4)
-    assert merged[0, 0].argmax() == 3 * 16 + 4
-    alone = merger({"composition": composition})
-    assert torch.allclose(alone.amax((1, 2, 3)), torch.tensor([5.75, -0.25]))
+    merger.composition.calibrate(torch.ones(3), torch.tensor([0.5, 1.0, 1.5]), normal_level=0.0)
+    surplus = torch.rand(2, 1, 16, 16)
+    alone = merger({"composition": surplus, "distance": torch.tensor([2.0, 1.0])})
+    assert alone.scores.tolist() == pytest.approx([1.75, -0.25])
+    torch.testing.assert_close(alone.maps, 5 * 1.75 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="nothing to merge"):
         merger({})
 
@@ -40,8 +33,8 @@ def test_merged_score_is_the_larger_calibrated_score() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_calibration_images_that_agree_do_not_blow_scores_up(count: int) -> None:
     merger = CompositionMerger()
-    merger.calibrate(torch.full((count,), 4.0), torch.full((count,), 4.0))
-    assert merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2)).amax() <= 2.001
+    merger.calibrate(torch.full((count,), 4.0), torch.full((count,), 4.0), normal_level=3.0)
+    assert merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2), torch.zeros(1)).scores <= 2.001
 
 
 @pytest.mark.parametrize("branches", ["both", "logical", "structural"])
@@ -60,7 +53,7 @@ def test_composition_beside_any_branch(branches: str) -> None:
             model.structural.finish()
         maps = model.branch_maps(images).maps
         with_memory = model.branch_maps(images, {part: maps[part] for part in maps if part != "logical"}).maps
-    assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | {"composition"}
+    assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | {"composition", "distance"}
     assert all(torch.equal(maps[name], with_memory[name]) for name in maps)
     explanations = model.branch_maps(images, details=True).explanations
     assert len(explanations) == 6
@@ -75,8 +68,7 @@ def test_level_that_the_network_lacks() -> None:
 def test_presets() -> None:
     assert Npgmf(preset="small").model.composition is None
     assert resolve("plus", {}).composition == CompositionConfig()
-    assert resolve("plus", {}).merging == "maximum"
-    assert {resolve(name, {}).merging for name in ("paper", "literal", "fast", "small")} == {"sum"}
+    assert {resolve(name, {}).merging for name in ("paper", "literal", "fast", "plus", "small")} == {"sum"}
     assert resolve("plus", {}, composition=False).composition is None
     assert resolve("fast", {}).composition is None
     assert resolve("paper", {}, composition=SETTINGS).composition == CompositionConfig(**SETTINGS)
@@ -102,7 +94,7 @@ def test_fit_checkpoint_and_test(tmp_path: Path) -> None:
     batch.image = model.normalised(batch.image)
     carried = maps_of(model.eval().test_step(batch, 0))
     assert carried is not None
-    assert set(carried.maps) == {"logical", "structural", "composition"}
+    assert set(carried.maps) == {"logical", "structural", "composition", "distance"}
     path = tmp_path / "model.ckpt"
     engine.trainer.save_checkpoint(path)
     again = Npgmf.load_from_checkpoint(path).eval()
@@ -143,6 +135,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_distances_from_cross_validation_join_those_of_calibration() -> None:
     few, more = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0, 8.0])
     merger = CompositionMerger()
-    merger.calibrate(few, few, torch.tensor([3.0, 6.0, 8.0]))  # number, mean, sum of squared deviations of the others
+    merger.calibrate(few, few, torch.tensor([3.0, 6.0, 8.0]), normal_level=0.0)  # number, mean, sum of squared deviations of the others
     assert merger.mean.tolist() == pytest.approx([1.5, torch.cat([few, more]).mean().item()])
     assert merger.std.tolist() == pytest.approx([few.std().item(), torch.cat([few, more]).std().item()])

@@ -63,7 +63,7 @@ def test_equation_11_by_hand() -> None:
     merger.blur = torch.nn.Identity()
     logical, structural = torch.rand(2, 1, 32, 32) * 3, torch.rand(2, 1, 32, 32) * 20
     expected = (logical - 2) / 0.5 + 3 * (structural - 10) / 4
-    torch.testing.assert_close(merger({"logical": logical, "structural": structural}), expected)
+    torch.testing.assert_close(merger({"logical": logical, "structural": structural}).maps, expected)
 
 
 @pytest.mark.parametrize(("branch", "mean", "std"), [("logical", 2.0, 0.5), ("structural", 10.0, 4.0)])
@@ -71,7 +71,7 @@ def test_a_single_branch_counts_with_weight_one(branch: str, mean: float, std: f
     merger = make_merger(weights=(5.0, 7.0))
     merger.blur = torch.nn.Identity()
     raw = torch.rand(1, 1, 32, 32)
-    torch.testing.assert_close(merger({branch: raw}), (raw - mean) / std)
+    torch.testing.assert_close(merger({branch: raw}).maps, (raw - mean) / std)
 
 
 def test_summands_are_smoothed_and_add_up() -> None:
@@ -79,9 +79,9 @@ def test_summands_are_smoothed_and_add_up() -> None:
     maps = {"logical": torch.rand(1, 1, 32, 32), "structural": torch.rand(1, 1, 8, 8)}
     summands = merger.smoothed(maps)
     torch.testing.assert_close(summands["logical"], merger.blur((maps["logical"] - 2.0) / 0.5))
-    torch.testing.assert_close(merger(maps), sum(summands.values()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merger(maps).maps, sum(summands.values()), rtol=1e-5, atol=1e-5)
     alone = {"structural": maps["structural"]}
-    torch.testing.assert_close(merger.smoothed(alone)["structural"], merger(alone))
+    torch.testing.assert_close(merger.smoothed(alone)["structural"], merger(alone).maps)
 
 
 def test_maximum_of_calibrated_maps_by_hand() -> None:
@@ -90,20 +90,42 @@ def test_maximum_of_calibrated_maps_by_hand() -> None:
     merger.calibrate({"logical": (2.0, 0.5), "structural": (10.0, 4.0)})
     logical, structural = torch.rand(2, 1, 32, 32) * 3, torch.rand(2, 1, 32, 32) * 20
     expected = torch.maximum(merger.blur((logical - 2) / 0.5), merger.blur((structural - 10) / 4))
-    torch.testing.assert_close(merger({"logical": logical, "structural": structural}), expected)
-    torch.testing.assert_close(merger({"logical": logical}), merger.blur((logical - 2) / 0.5))
+    torch.testing.assert_close(merger({"logical": logical, "structural": structural}).maps, expected)
+    torch.testing.assert_close(merger({"logical": logical}).maps, merger.blur((logical - 2) / 0.5))
 
 
-def test_composition_outdoes_the_branches_or_leaves_them() -> None:
-    """Both sides in standard deviations above the mean normal score, the composition minus 0.25; the larger counts."""
-    merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=gaussian_blur((32, 32)))
+def composed(level: float = 0.0) -> MapMerger:
+    merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=torch.nn.Identity())
     assert merger.composition is not None
-    merger.composition.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]))
+    merger.composition.calibrate(
+        torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]), normal_level=2.0 + level
+    )
     merger.calibrate({"logical": (0.0, 1.0)})
-    branch = {"logical": torch.full((1, 1, 32, 32), 4.0)}  # two deviations above two
+    return merger
+
+
+def test_the_larger_score_counts() -> None:
+    """Both in standard deviations above the mean normal score, the composition minus 0.25."""
+    maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
     for distance, expected in ((40.0, 2.0), (60.0, 3.75)):
-        merged = merger(branch | {"composition": torch.full((1, 1, 32, 32), distance)})
-        torch.testing.assert_close(merged, torch.full((1, 1, 32, 32), expected))
+        merged = composed()(maps | {"distance": torch.tensor([distance])})
+        assert merged.scores.item() == pytest.approx(expected)
+        torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 2.0))  # without surplus it adds nothing
+
+
+@settings(max_examples=50, deadline=None)
+@given(distance=st.floats(0, 1e4), level=st.floats(-3, 3), seed=st.integers(0, 99))
+def test_the_composition_never_hides_what_a_branch_marks(distance: float, level: float, seed: int) -> None:
+    maps = {
+        "logical": torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) * 3,
+        "composition": torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed + 1)),
+    }
+    merger = composed(level)
+    branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
+    merged = merger(maps | {"distance": torch.tensor([distance])}).maps
+    assert (merged >= branches - 1e-5).all()
+    shown = 5 * min(max((distance - 20) / 10 - 0.25, 0.0), 6.0) * maps["composition"]  # however large the distance
+    torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
 def test_nothing_to_merge() -> None:
@@ -117,7 +139,7 @@ def test_maps_meet_at_one_size() -> None:
     torch.testing.assert_close(
         merger.resize(coarse), torch.nn.functional.interpolate(coarse, size=(32, 16), mode="bilinear")
     )
-    assert merger({"logical": torch.rand(1, 1, 32, 16), "structural": coarse}).shape == (1, 1, 32, 16)
+    assert merger({"logical": torch.rand(1, 1, 32, 16), "structural": coarse}).maps.shape == (1, 1, 32, 16)
 
 
 def test_blur_is_a_gaussian_of_four_pixels_at_256() -> None:
@@ -152,7 +174,7 @@ def test_calibration_is_stored() -> None:
     restored.load_state_dict(make_merger().state_dict())
     assert restored.calibrated
     maps = {"logical": torch.rand(1, 1, 32, 32), "structural": torch.rand(1, 1, 8, 8)}
-    assert torch.equal(restored(maps), make_merger()(maps))
+    assert torch.equal(restored(maps).maps, make_merger()(maps).maps)
 
 
 @pytest.mark.parametrize("std", [0.0, float("nan")])
