@@ -94,7 +94,7 @@ LEVERS = {
     "composition alone": "composition",
     "eq. 11 and composition": "1:3+composition",
     "maximum and composition, whole image": "maximum+amounts",
-    "maximum and composition (as in `plus`)": "merged",
+    "maximum and composition (`plus` of 0.1)": "merged",
 }
 CODES = {"without codebooks": "learned", "with codebooks": "logical", "trained on edited code maps": "edited_codes"}
 CODE_GAPS = {

@@ -3,9 +3,9 @@
     python studies/merging_study.py --root drawings --photographs FOLDER
 
 Trains preset small with the composition branch on the development seed of SyntheticLOCO and on photographs, MVTec LOCO
-AD's juice_bottle in FOLDER, and merges the raw maps of the test images by every rule. Statistics come from normal images
-alone, as in the model. No reported benchmark uses these seeds. A cell, a category and a seed, that is in the results
-file is not measured again.
+AD's juice_bottle in FOLDER, and merges the raw maps of the test images by every rule. Statistics come from normal
+images alone, as in the model. No benchmark of drawn images uses this seed. A cell, a category and a seed, that is in
+the results file is not measured again.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def table_rows(cells: Mapping[str, Any]) -> list[Row]:
-    """Of each rule, AUROC and sPRO@0.05 of the photographs and, logical / structural, the mean of the drawn categories."""
+    """AUROC and sPRO@0.05 of each rule, logical / structural: the photographs, then the mean of drawn categories."""
     found = long(cells)
     photographs = found.category == PHOTOGRAPHS
     rows = []

@@ -1,5 +1,6 @@
 """Metadata of a model: what it was built from and how it is calibrated."""
 
+import math
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         # Of the branches' image scores and of the composition distances, see CompositionMerger.
         means, stds = merger.composition.mean.tolist(), merger.composition.std.tolist()
         statistics["branches"] = {"mean": means[0], "std": stds[0]}
+        level = merger.composition.normal_level.item()
+        statistics["branches"]["normal_level"] = level if math.isfinite(level) else None  # unknown in files of 0.1
         statistics["composition"] = {"mean": means[1], "std": stds[1], "margin": COMPOSITION_MARGIN}
     normalised = getattr(post, "enable_normalization", False)
     return {

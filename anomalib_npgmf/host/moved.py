@@ -58,8 +58,8 @@ def rename_tensors(state: dict[str, Any]) -> None:
 def rename_attributes(composition: Any, merger: Any = None) -> None:
     """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is.
 
-    A merger of before knows no level of normal pixels. Scores do not need it; the map is then that of the branches, until
-    the model is calibrated anew.
+    A merger of before knows no level of normal pixels. Scores do not need it; the map is then that of the branches,
+    until the model is calibrated anew.
     """
     if merger is not None and "normal_level" not in merger._buffers:
         merger._buffers["normal_level"] = torch.full_like(merger.mean[0], -torch.inf)

@@ -14,8 +14,8 @@ class CalibratedPostProcessor(PostProcessor):
 
     anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
     clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold is the mean plus three standard
-    deviations of the image scores of the calibration images, that of pixels the same of the maxima of their maps. Scores
-    s become ``1/2 (1 + x / (1 + |x|))`` with
+    deviations of the image scores of the calibration images, and that of pixels the same of the maxima of their maps.
+    Scores s become ``1/2 (1 + x / (1 + |x|))`` with
     ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1), is 1/2 at the threshold and 1/4 at the mean of
     the normal images' scores.
 

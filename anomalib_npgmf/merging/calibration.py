@@ -18,8 +18,8 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
 
     Args:
         merger: The merger to calibrate.
-        batches: Raw maps by part as `MapMerger.forward` takes them, of normal images that no branch was fitted on; in a distributed
-            run this process's share.
+        batches: Raw maps by part as `MapMerger.forward` takes them, of normal images that no branch was fitted on;
+            in a distributed run this process's share.
         cv_stats: Cross-validated composition distances, see `anomalib_npgmf.composition.CompositionBranch`.
 
     Raises:

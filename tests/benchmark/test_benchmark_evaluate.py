@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from anomalib.engine import Engine
 
 from anomalib_npgmf import Npgmf, SyntheticLOCO

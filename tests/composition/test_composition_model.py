@@ -13,7 +13,7 @@ from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
-from anomalib_npgmf.torch_model import NpgmfModel, gaussian_blur
+from anomalib_npgmf.torch_model import NpgmfModel
 
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
@@ -135,6 +135,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_distances_from_cross_validation_join_those_of_calibration() -> None:
     few, more = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0, 8.0])
     merger = CompositionMerger()
-    merger.calibrate(few, few, torch.tensor([3.0, 6.0, 8.0]), normal_level=0.0)  # number, mean, sum of squared deviations of the others
+    others = torch.tensor([3.0, 6.0, 8.0])  # number, mean, sum of squared deviations
+    merger.calibrate(few, few, others, normal_level=0.0)
     assert merger.mean.tolist() == pytest.approx([1.5, torch.cat([few, more]).mean().item()])
     assert merger.std.tolist() == pytest.approx([few.std().item(), torch.cat([few, more]).std().item()])
