@@ -11,21 +11,34 @@ from torch import Tensor
 Picture = NDArray[np.uint8]
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 HEADER, MARGIN = 22, 4  # pixels
+_CLEAR = 0.25  # score up to which nothing is laid over the image
+_OPACITY = 0.6
 
 
-def heat_map(image: Picture, scores: NDArray[np.float32]) -> Picture:
-    """Lay scores over an image: blue at 0, green at 0.5, red at 1.
+def heat_map(image: Picture, scores: NDArray[np.float32], *, threshold: float | None = None) -> Picture:
+    """Lay scores over an image: clear up to 0.25, then from faint yellow to red at 1.
 
     Args:
         image: RGB, [H, W, 3].
-        scores: Scores in [0, 1], [H, W]; others are clipped.
+        scores: Scores in [0, 1], [H, W]; others are clipped. As the post-processor normalises them, 0.25 is the mean of
+            normal images' highest scores and 0.5 the threshold.
+        threshold: Regions of at least this score are outlined in white; ``None`` for no outlines.
 
     Returns:
         RGB, [H, W, 3].
+
+    Example:
+        >>> grey = np.full((4, 4, 3), 128, np.uint8)
+        >>> heat_map(grey, np.full((4, 4), 0.2, np.float32))[0, 0].tolist()
+        [128, 128, 128]
+        >>> heat_map(grey, np.ones((4, 4), np.float32))[0, 0].tolist()
+        [204, 51, 51]
     """
-    levels = np.uint8(np.clip(scores, 0, 1) * 255)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return np.asarray(cv2.addWeighted(image, 0.5, colours, 0.5, 0), dtype=np.uint8)
+    strength = np.clip((scores - _CLEAR) / (1 - _CLEAR), 0, 1)[..., None]
+    colours = np.concatenate([np.ones_like(strength), 1 - strength, np.zeros_like(strength)], axis=-1) * 255
+    opacity = _OPACITY * np.minimum(2 * strength, 1)
+    mixed = np.asarray((1 - opacity) * image + opacity * colours, dtype=np.uint8)
+    return mixed if threshold is None else outline(mixed, scores >= threshold, WHITE)
 
 
 def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int] = RED) -> Picture:

@@ -86,9 +86,10 @@ def maps_of(batch: Any) -> BranchMaps | None:
 class NpgmfVisualizer(ImageVisualizer):
     """One picture per test image: image, ground truth, each part's map, merged map and reconstruction.
 
-    The maps of the parts are on the scale of the merged map: green is where a part alone reaches the threshold. The
-    title gives score and label, and names the branch that determines the score. Where that is the composition branch, a
-    second line names the code of which there is too much or too little, and its patches are outlined in the map.
+    The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
+    is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
+    the composition branch, a second line names the code of which there is too much or too little, and its patches are
+    outlined in the map.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -149,6 +150,8 @@ class NpgmfVisualizer(ImageVisualizer):
         explanations = {
             index: branch_maps.explanations[index] for index, name in enumerate(dominant) if name == "composition"
         }
+        normalised = bool(getattr(post, "enable_normalization", False))
+        threshold = 0.5 if normalised else None
         pictures = []
         for index in range(len(batch.anomaly_map)):
             image = self._picture(to_rgb(batch.image[index], model.mean, model.std))
@@ -157,13 +160,13 @@ class NpgmfVisualizer(ImageVisualizer):
                 named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
             for name, part in parts.items():
                 scores = part[index].squeeze().float()
-                if getattr(post, "enable_normalization", False):
+                if normalised:
                     scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
-                named[f"{name} map"] = heat_map(image, self._resize(scores))
+                named[f"{name} map"] = heat_map(image, self._resize(scores), threshold=threshold)
             if index in explanations:
                 marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
                 named[f"composition map, code {explanations[index].code}"] = marked
-            named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]))
+            named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
             if branch_maps.reconstruction is not None:
                 named["reconstruction"] = self._picture(
                     to_rgb(branch_maps.reconstruction[index], model.mean, model.std)

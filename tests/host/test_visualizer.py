@@ -84,7 +84,7 @@ def test_panels(run: tuple[Npgmf, Drawn, Path]) -> None:
         # image, ground truth, logical, structural, composition and merged map, reconstruction
         assert picture.shape == (SIDE + 2 * HEADER, 7 * (SIDE + 4) + 4, 3)
         merged = cv2.resize(drawn.merged[index].squeeze().cpu().numpy(), (SIDE, SIDE))
-        np.testing.assert_array_equal(panel(picture, 5), heat_map(panel(picture, 0), merged))
+        np.testing.assert_array_equal(panel(picture, 5), heat_map(panel(picture, 0), merged, threshold=0.5))
         assert (panel(picture, 1) != panel(picture, 0)).any() == drawn.anomalous[index]
     assert len(drawn.pictures["never"]) == 8
 
