@@ -1,7 +1,7 @@
 """Npgmf: the model as anomalib's engine, command line and benchmarks use it."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from anomalib import LearningType
@@ -27,6 +27,7 @@ from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, se
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -202,9 +203,10 @@ class Npgmf(AnomalibModule):
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Reading of 16-bit images, preparation of a fit, then anomalib's callbacks."""
-        others = super().configure_callbacks()
-        return [Load16BitGrayscale(), PrepareFit(), *([others] if isinstance(others, Callback) else others)]
+        """Reading of 16-bit images, preparation of a fit, anomalib's callbacks, the summary before the visualizer."""
+        callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
+        last = next((i for i, callback in enumerate(callbacks) if callback is self.visualizer), len(callbacks))
+        return [*callbacks[:last], TestSummary(), *callbacks[last:]]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""

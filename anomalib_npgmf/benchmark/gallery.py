@@ -54,8 +54,8 @@ def choose(scores: Mapping[Path, float], labels: Mapping[Path, bool]) -> dict[st
 def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
     """Draw the chosen images of a test pass as ``<stem>_<role>.jpg``; names of the files by role, see `choose`.
 
-    One colour scale per map serves all images of the cell: 0 is the mean over the good images, 1 the median of the maxima
-    of the anomalous ones. Older files are removed.
+    One colour scale per map serves all images of the cell: 0 is the mean over the good images, 1 the median of the
+    maxima of the anomalous ones. Older files are removed.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     for old in stem.parent.glob(f"{stem.name}_*.jpg"):

@@ -29,8 +29,8 @@ positive rate of 0.05; both compare one type of anomaly with the good images. Wh
 _GALLERY = """Anomalous images of each model, of the first category and seed that pictures were kept of: of each kind \
 of anomaly the one that is told best from the good images; the one on the wrong side or nearest to it (worst); the one \
 nearest to the cut (borderline). The cut lies half way between the median scores of good and anomalous images and \
-serves these pictures alone. Each map has one colour scale per cell: from clear near the mean over the good images to red \
-at the median of the maxima of the anomalous ones. Ground truth is outlined in red."""
+serves these pictures alone. Each map has one colour scale per cell: from clear near the mean over the good images to \
+red at the median of the maxima of the anomalous ones. Ground truth is outlined in red."""
 
 
 def write_report(folder: Path, output: Path, command: str, plan: Plan | None = None) -> list[Path]:

@@ -1,0 +1,61 @@
+"""What a test found and by which part, as a table at its end."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from anomalib_npgmf.host.visualizer import dominant_part, maps_of
+from anomalib_npgmf.torch_model import PARTS
+
+
+class TestSummary(Callback):
+    """Prints how many images of each test folder were called anomalous, and which part determined their scores.
+
+    `anomalib_npgmf.Npgmf` brings it along. It has to come after the post-processor, which gives the labels, and before
+    the visualizer, which takes the maps of the branches off the batch. In a distributed run each process counts its
+    share, and the first one prints its own.
+    """
+
+    __test__ = False  # for pytest, this is no class of tests
+
+    def __init__(self) -> None:
+        self.images: Counter[str] = Counter()  # by folder
+        self.found: Counter[tuple[str, str]] = Counter()  # called anomalous, by folder and part
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        del trainer, pl_module
+        self.images, self.found = Counter(), Counter()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Count the images of a batch."""
+        del trainer, batch, batch_idx
+        carried, module = maps_of(outputs), pl_module
+        if carried is None or outputs.pred_label is None or outputs.image_path is None:
+            return
+        parts = dominant_part(module.model.merger, carried.maps)  # type: ignore[union-attr,arg-type]
+        for path, label, part in zip(outputs.image_path, outputs.pred_label.tolist(), parts, strict=True):
+            folder = Path(path).parent.name
+            self.images[folder] += 1
+            self.found[folder, part] += bool(label)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        del pl_module
+        if trainer.is_global_zero and self.images:
+            Console().print(self.table())
+
+    def table(self) -> Table:
+        """One row per folder, good images first; one column per part that decided anything."""
+        parts = [part for part in PARTS if any(decided == part for _, decided in self.found)]
+        table = Table("test folder", "images", "called anomalous", *(f"by the {part} part" for part in parts))
+        for folder in sorted(self.images, key=lambda name: (name != "good", name)):
+            counts = [self.found[folder, part] for part in parts]
+            table.add_row(folder, *map(str, (self.images[folder], sum(counts), *counts)))
+        return table
