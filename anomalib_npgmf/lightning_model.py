@@ -205,7 +205,7 @@ class Npgmf(AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Reading of 16-bit images, preparation of a fit, anomalib's callbacks, the summary before the visualizer."""
         callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
-        last = next((i for i, callback in enumerate(callbacks) if callback is self.visualizer), len(callbacks))
+        last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
         return [*callbacks[:last], TestSummary(), *callbacks[last:]]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]

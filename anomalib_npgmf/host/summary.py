@@ -54,7 +54,7 @@ class TestSummary(Callback):
     def table(self) -> Table:
         """One row per folder, good images first; one column per part that decided anything."""
         parts = [part for part in PARTS if any(decided == part for _, decided in self.found)]
-        table = Table("test folder", "images", "called anomalous", *(f"by the {part} part" for part in parts))
+        table = Table("test folder", "images", "anomalous", *(f"by {part}" for part in parts))
         for folder in sorted(self.images, key=lambda name: (name != "good", name)):
             counts = [self.found[folder, part] for part in parts]
             table.add_row(folder, *map(str, (self.images[folder], sum(counts), *counts)))

@@ -35,4 +35,4 @@ def test_without_labels_nothing_is_printed(tmp_path: Path, capsys: pytest.Captur
     engine = make_engine(tmp_path / "run")
     engine.fit(model, datamodule=data)
     engine.test(model, datamodule=data, verbose=False)
-    assert "called anomalous" not in capsys.readouterr().out
+    assert "test folder" not in capsys.readouterr().out
