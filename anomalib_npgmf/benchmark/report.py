@@ -155,7 +155,7 @@ def _limits(group: Group, prefix: str) -> list[str]:
     # the mean, or the only type of anomaly that the data have
     kind = next((k for k in ("mean", "logical", "structural") if f"sPRO@0.05 {k}" in merged), "")
     limits = [name.split()[0].removeprefix("sPRO@") for name in merged if name.startswith("sPRO@")]
-    limits = [limit for limit in dict.fromkeys(limits) if f"sPRO@{limit} {kind}" in merged]
+    limits = sorted({limit for limit in limits if f"sPRO@{limit} {kind}" in merged}, key=float)
     rows = {name: {limit: group.by_seed(name, f"sPRO@{limit} {kind}") for limit in limits} for name in group.maps}
     title = f"### {prefix}sPRO by limit of the false positive rate"
     text = "Mean of both types of anomaly." if kind == "mean" else f"Of {kind} anomalies."
