@@ -53,7 +53,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         arguments = insert_files(cell.model_args, files)
         parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
         model_class = _class("anomalib.models", cell.model_class)
-        if not issubclass(model_class, Npgmf) and arguments.get("backbone") == PACKAGED:
+        if arguments.get("backbone") == PACKAGED and model_class is not Npgmf:
             parts["pre_processor"] = _pre_processor(model_class, PACKAGED)
         model = model_class(**arguments, **parts)
         assert isinstance(model, AnomalibModule)

@@ -123,7 +123,7 @@ class CompositionMerger(nn.Module):
 
     def of_surplus(self, surplus: Tensor, distance: Tensor) -> Tensor:
         """What the composition adds to the standardised map, [B, 1, H, W]."""
-        return SURPLUS_WEIGHT * self.of_distance(distance).clamp(0, LARGEST_SCORE).view(-1, 1, 1, 1) * surplus
+        return SURPLUS_WEIGHT * self.of_distance(distance).relu().clamp_max(LARGEST_SCORE).view(-1, 1, 1, 1) * surplus
 
 
 class MapMerger(nn.Module):
