@@ -128,8 +128,8 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
 
 
 def main() -> None:
-    defaults = DEFAULTS | {"seeds": [100], "categories": [*DEFAULTS["categories"], PHOTOGRAPHS]}
-    args = options(__doc__, epochs=12, photographs=Path, **defaults)
+    categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
+    args = options(__doc__, epochs=12, root=Path, photographs=Path, seeds=[100], categories=categories)
 
     def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
         paths, test, normal = train(args, category, seed)

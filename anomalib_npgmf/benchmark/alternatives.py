@@ -23,6 +23,8 @@ def merged_by_other_rules(merger: MapMerger, maps: Mapping[str, Tensor]) -> dict
         >>> merged = merged_by_other_rules(merger, {name: torch.full((1, 1, 64, 64), 2.0) for name in BRANCHES})
         >>> {rule: values.mean().item() for rule, values in merged.items()}
         {'1:3': 8.0, '3:1': 8.0, '1:1': 4.0, 'maximum': 2.0}
+        >>> merged_by_other_rules(merger, {"structural": torch.zeros(1, 1, 64, 64)})
+        {}
     """
     if not all(branch in maps for branch in BRANCHES):
         return {}

@@ -21,10 +21,10 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
+from timm import is_model
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_npgmf.backbone.network import normalisation_of
-from anomalib_npgmf.backbone.packaged import NETWORK as PACKAGED
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
@@ -53,8 +53,8 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         arguments = insert_files(cell.model_args, files)
         parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
         model_class = _class("anomalib.models", cell.model_class)
-        if arguments.get("backbone") == PACKAGED and model_class is not Npgmf:
-            parts["pre_processor"] = _pre_processor(model_class, PACKAGED)
+        if model_class is not Npgmf and is_model(arguments.get("backbone", "")):
+            parts["pre_processor"] = pre_processor(model_class, arguments["backbone"])
         model = model_class(**arguments, **parts)
         assert isinstance(model, AnomalibModule)
         settings: dict[str, Any] = {"devices": 1, "default_root_dir": scratch, "logger": False}
@@ -92,8 +92,18 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
     }
 
 
-def _pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:
-    """The model's pre-processing with the normalisation that a network was trained with; anomalib's is one for all."""
+def pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:
+    """The model's pre-processing with the normalisation that a network was trained with; anomalib's is one for all.
+
+    Args:
+        model_class: anomalib's model.
+        network: timm name.
+
+    Example:
+        >>> from anomalib.models import Padim
+        >>> pre_processor(Padim, "tf_efficientnet_lite0").transform.transforms[-1].mean
+        [0.5, 0.5, 0.5]
+    """
     own: Any = model_class.configure_pre_processor()
     kept = [step for step in own.transform.transforms if not isinstance(step, Normalize)]
     return PreProcessor(transform=Compose([*kept, Normalize(*normalisation_of(network))]))

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from anomalib_npgmf.backbone.packaged import packaged_weights
 from anomalib_npgmf.benchmark.weights import insert_files, parse_weights, references, served_by_timm
 
 NAME = "mobilenetv3_small_050"
@@ -48,3 +49,12 @@ def test_served_by_timm(tmp_path: Path, name: str, features_only: bool) -> None:
     key = "conv_stem.weight"
     assert torch.equal(model.state_dict()[key], published.state_dict()[key])
     assert not torch.equal(untrained.state_dict()[key], published.state_dict()[key])
+
+
+def test_packaged_weights_serve_models_that_ask_timm() -> None:
+    with served_by_timm({}) as served:
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=True)
+    assert served == {"tf_efficientnet_lite0"}
+    expected = packaged_weights("tf_efficientnet_lite0")
+    assert expected is not None
+    torch.testing.assert_close(network.state_dict()["conv_stem.weight"], expected["conv_stem.weight"])

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import torch
 from _factory import make_model
 from torch import nn
 
@@ -50,6 +51,9 @@ def test_pickled_composition_of_before() -> None:
     assert branch is not None
     branch._modules["readings"] = branch._modules.pop("histograms")
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
+    merger = model.model.merger.composition
+    assert merger is not None
+    del merger._buffers["normal_level"]
     restored = pickle.loads(pickle.dumps(model))
     assert isinstance(restored, Npgmf)
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
@@ -62,6 +66,20 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
+    level = "model.merger.composition.normal_level"
+    del before[level]
     rename_tensors(before)
     assert before.keys() == state.keys()
-    assert all(before[name] is value for name, value in state.items())
+    assert all(before[name] is value for name, value in state.items() if name != level)
+
+
+def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None:
+    merger = CompositionMerger()
+    merger.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), normal_level=1.0)
+    branches, surplus, distance = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([9.0])
+    expected = merger(branches, surplus, distance)
+    assert (expected.maps > merger.of_branches(branches)).any()
+    merger.normal_level.fill_(-torch.inf)
+    found = merger(branches, surplus, distance)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.maps, merger.of_branches(branches))
