@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -50,12 +51,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
     datamodule.prepare_data()  # the first cell of a category draws or unpacks; that is no training time
     test_pass = TestPass()
     with served_by_timm(files) as served, tempfile.TemporaryDirectory() as scratch:
-        arguments = insert_files(cell.model_args, files)
-        parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
-        model_class = _class("anomalib.models", cell.model_class)
-        if model_class is not Npgmf and is_model(arguments.get("backbone", "")):
-            parts["pre_processor"] = pre_processor(model_class, arguments["backbone"])
-        model = model_class(**arguments, **parts)
+        model = build_model(_class("anomalib.models", cell.model_class), insert_files(cell.model_args, files))
         assert isinstance(model, AnomalibModule)
         settings: dict[str, Any] = {"devices": 1, "default_root_dir": scratch, "logger": False}
         settings |= {"enable_progress_bar": False, "enable_model_summary": False} | cell.trainer
@@ -90,6 +86,19 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
         "weights": {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in used},
         "peak_memory": memory,
     }
+
+
+def build_model(model_class: Any, arguments: Mapping[str, Any]) -> Any:
+    """A model without post-processor, evaluator and visualizer, with the normalisation of its network.
+
+    Args:
+        model_class: Class of the model.
+        arguments: Its arguments.
+    """
+    parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
+    if model_class is not Npgmf and is_model(arguments.get("backbone", "")):
+        parts["pre_processor"] = pre_processor(model_class, arguments["backbone"])
+    return model_class(**arguments, **parts)
 
 
 def pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:

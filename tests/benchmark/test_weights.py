@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from anomalib.models import Padim
 
 from anomalib_npgmf.backbone.packaged import packaged_weights
+from anomalib_npgmf.benchmark.cell import build_model
 from anomalib_npgmf.benchmark.weights import insert_files, parse_weights, references, served_by_timm
 
 NAME = "mobilenetv3_small_050"
@@ -49,6 +51,13 @@ def test_served_by_timm(tmp_path: Path, name: str, features_only: bool) -> None:
     key = "conv_stem.weight"
     assert torch.equal(model.state_dict()[key], published.state_dict()[key])
     assert not torch.equal(untrained.state_dict()[key], published.state_dict()[key])
+
+
+def test_a_baseline_normalises_as_its_network_was_trained() -> None:
+    with served_by_timm({}):
+        model = build_model(Padim, {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.1"], "n_features": 10})
+    white = model.pre_processor.transform(torch.ones(1, 3, 300, 300))
+    torch.testing.assert_close(white, torch.ones(1, 3, 256, 256))  # (1 - 0.5) / 0.5
 
 
 def test_packaged_weights_serve_models_that_ask_timm() -> None:

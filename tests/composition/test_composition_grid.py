@@ -122,6 +122,7 @@ def test_few_training_images(count: int) -> None:
     if count < 4:
         whole = branch.histograms[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
         assert torch.allclose(output.distance, whole)
+        assert torch.equal(output.anomaly_map, branch.histograms[0]([good], (SIDE, SIDE)).surplus)
     else:
         assert output.distance.median() < 4
     if count == 10:

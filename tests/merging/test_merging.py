@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.merging import calibrate
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.merging.statistics import MapStatistics
 from anomalib_npgmf.torch_model import gaussian_blur
@@ -126,6 +127,25 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
     assert (merged >= branches - 1e-5).all()
     shown = 5 * min(max((distance - 20) / 10 - 0.25, 0.0), 6.0) * maps["composition"]  # however large the distance
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
+
+
+def test_the_level_that_most_normal_pixels_stay_below() -> None:
+    """Maps that are constant in blocks, so that the quantile of a sample of the pixels is nearly that of all."""
+    merger = MapMerger((32, 32), composition=True, blur=torch.nn.Identity())
+    assert merger.composition is not None
+    planes = torch.rand(6, 1, 8, 8).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    distances = torch.rand(6)
+    parts = [
+        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 32, 32), "distance": distances[i : i + 2]}
+        for i in (0, 2, 4)
+    ]
+    calibrate(merger, parts)
+    branches = merger.composition.of_branches(merger({"structural": planes}).maps)
+    assert merger.composition.normal_level.item() == pytest.approx(np.quantile(branches.numpy(), 0.95), abs=0.02)
+    merged = merger({"structural": planes, "composition": torch.zeros_like(planes), "distance": distances})
+    peaks = branches.amax((1, 2, 3))
+    assert peaks.mean().item() == pytest.approx(0, abs=1e-5)
+    assert (merged.scores >= peaks - 1e-5).all()
 
 
 def test_nothing_to_merge() -> None:
