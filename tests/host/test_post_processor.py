@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from _factory import make_model
 from anomalib.data import ImageBatch, InferenceBatch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
+from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 
 
@@ -28,6 +30,17 @@ def test_threshold_is_three_deviations_above_the_mean() -> None:
     assert post.image_threshold.item() == pytest.approx(mean + 3 * deviation)
     assert post.pixel_threshold == post.image_threshold
     assert normalise(post, torch.tensor([mean, mean + 3 * deviation])).tolist() == pytest.approx([0.25, 0.5], abs=1e-6)
+
+
+def test_pixels_have_a_threshold_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    scores, peaks = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 6.0, 8.0])
+    monkeypatch.setattr(model.calibrator, "run", lambda batches: (scores, peaks))
+    calibrate_on(model, [])
+    post = model.post_processor
+    assert isinstance(post, CalibratedPostProcessor)
+    assert (post.image_threshold.item(), post.pixel_threshold.item()) == pytest.approx((5.0, 12.0))
+    assert (post.image_min.item(), post.pixel_min.item()) == pytest.approx((2.0, 6.0))
 
 
 @settings(max_examples=200, deadline=None)
