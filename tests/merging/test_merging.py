@@ -131,12 +131,13 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
 
 def test_the_level_that_most_normal_pixels_stay_below() -> None:
     """Maps that are constant in blocks, so that the quantile of a sample of the pixels is nearly that of all."""
-    merger = MapMerger((32, 32), composition=True, blur=torch.nn.Identity())
+    merger = MapMerger((64, 64), composition=True, blur=torch.nn.Identity())
     assert merger.composition is not None
-    planes = torch.rand(6, 1, 8, 8).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    distances = torch.rand(6)
+    generator = torch.Generator().manual_seed(0)
+    planes = torch.rand(6, 1, 16, 16, generator=generator).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    distances = torch.rand(6, generator=generator)
     parts = [
-        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 32, 32), "distance": distances[i : i + 2]}
+        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 64, 64), "distance": distances[i : i + 2]}
         for i in (0, 2, 4)
     ]
     calibrate(merger, parts)
