@@ -69,6 +69,8 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
+        false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
+            with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -106,6 +108,7 @@ class Npgmf(AnomalibModule):
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
+        false_alarm_rate: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -116,7 +119,8 @@ class Npgmf(AnomalibModule):
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
         overrides = {name: given[name] for name in OVERRIDABLE}
         self.settings = resolve(preset, overrides, logical, structural, composition)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
         self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so

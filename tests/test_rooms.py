@@ -21,6 +21,7 @@ ALLOWED = {
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},
     "lightning_model": {*PARTS, *BASE, "config", "torch_model", "host", "export"},
+    "calibrate": {"host", "export", "lightning_model"},
     "benchmark": {*PARTS, *BASE, "config", "torch_model", "host", "export", "metrics", "data", "lightning_model"},
 }
 

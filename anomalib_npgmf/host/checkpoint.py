@@ -38,8 +38,9 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
-    # The bank's size is known only after training.
-    expected = {name: value.shape for name, value in model.state_dict().items() if ".bank." not in name}
+    # These sizes are known only after training.
+    grown = (".bank.", ".normal_scores")
+    expected = {name: v.shape for name, v in model.state_dict().items() if not any(part in name for part in grown)}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:
         msg = (
