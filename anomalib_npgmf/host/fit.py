@@ -15,7 +15,7 @@ from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
 from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
+from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
@@ -106,7 +106,7 @@ def category_of(trainer: Trainer) -> str:
 
 
 def embed_category(module: "Npgmf", category: str) -> None:
-    """Give the text prior CLIP's embedding of the caption (section III-A); without effect for other text priors.
+    """Give the text prior CLIP's embedding of the caption (section III-A2); without effect for other text priors.
 
     Raises:
         ValueError: If neither caption nor category is known.
@@ -118,9 +118,12 @@ def embed_category(module: "Npgmf", category: str) -> None:
     if not caption:
         msg = "The text prior needs the category's name, which the data module does not give; set prompt."
         raise ValueError(msg)
-    logger.info("Text prior: %r", caption)
     module.prompt = caption
-    module.model.logical.text_prior.set_embedding(encode_caption(caption, weights=module.clip_weights))
+    config = module.settings.logical
+    captions = captions_of(caption, config.captions)
+    logger.info("Text prior: %s", captions)
+    embedding = encode_caption(*captions, model_name=config.clip_model, weights=module.clip_weights)
+    module.model.logical.text_prior.set_embedding(embedding)
 
 
 def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: bool = True) -> DataLoader[Any]:
