@@ -14,7 +14,7 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
-from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
+from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ class PrepareFit(Callback):
         if trainer.ckpt_path is not None and complete:
             return
         if model.logical is not None:
-            # The same images in every process.
-            first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
-            batches = map(restore_16_bit, images_of(trainer, first, model.config.image_size, shared=False))
+            drawn = drawn_images(dataset, INITIAL_IMAGES)
+            batches = map(restore_16_bit, images_of(trainer, drawn, model.config.image_size, shared=False))
             model.initialise(torch.cat([pl_module.normalised(batch.image.to(pl_module.device)) for batch in batches]))
         if model.structural is not None or model.composition is not None:
             collect(trainer, pl_module, dataset)
