@@ -52,8 +52,9 @@ class Npgmf(AnomalibModule):
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
-        prompt: Caption for CLIP; left out, the category's name from the data module.
-        clip_weights: Local file of CLIP ViT-B/32 weights, or ``random``; left out, OpenAI's are fetched.
+        prompt: Caption for CLIP, or what ``captions`` of ``logical`` have for ``{}``; left out, the category's name.
+        clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
+            name that open_clip publishes; left out, OpenAI's are fetched.
         logical_image_size: Side, or height and width, of the images that the logical branch sees.
         structural_image_size: Side, or height and width, of the images that the structural branch sees.
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].

@@ -65,7 +65,7 @@ class NpgmfModel(nn.Module):
 
     Args:
         config: What to build; see `anomalib_npgmf.config`.
-        text_dim: Length of the text embedding.
+        text_dim: Length of the text embedding; ``None`` for that of ``config.logical.clip_model``.
 
     Attributes:
         mean: Mean of each channel by which input images are normalised: that of the logical branch's network, or of the
@@ -85,7 +85,7 @@ class NpgmfModel(nn.Module):
     mean: tuple[float, ...] = Backbone.mean  # default for .pt files of old versions, which stored no mean
     std: tuple[float, ...] = Backbone.std
 
-    def __init__(self, config: ModelConfig, text_dim: int = 512) -> None:
+    def __init__(self, config: ModelConfig, text_dim: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.logical: LogicalBranch | None = None

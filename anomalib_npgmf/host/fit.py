@@ -14,8 +14,8 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
-from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
+from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
+from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
@@ -61,9 +61,8 @@ class PrepareFit(Callback):
         if trainer.ckpt_path is not None and complete:
             return
         if model.logical is not None:
-            # The same images in every process.
-            first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
-            batches = map(restore_16_bit, images_of(trainer, first, model.config.image_size, shared=False))
+            drawn = drawn_images(dataset, INITIAL_IMAGES)
+            batches = map(restore_16_bit, images_of(trainer, drawn, model.config.image_size, shared=False))
             model.initialise(torch.cat([pl_module.normalised(batch.image.to(pl_module.device)) for batch in batches]))
         if model.structural is not None or model.composition is not None:
             collect(trainer, pl_module, dataset)
@@ -106,7 +105,7 @@ def category_of(trainer: Trainer) -> str:
 
 
 def embed_category(module: "Npgmf", category: str) -> None:
-    """Give the text prior CLIP's embedding of the caption (section III-A); without effect for other text priors.
+    """Give the text prior CLIP's embedding of the caption (section III-A2); without effect for other text priors.
 
     Raises:
         ValueError: If neither caption nor category is known.
@@ -118,9 +117,12 @@ def embed_category(module: "Npgmf", category: str) -> None:
     if not caption:
         msg = "The text prior needs the category's name, which the data module does not give; set prompt."
         raise ValueError(msg)
-    logger.info("Text prior: %r", caption)
     module.prompt = caption
-    module.model.logical.text_prior.set_embedding(encode_caption(caption, weights=module.clip_weights))
+    config = module.settings.logical
+    captions = captions_of(caption, config.captions)
+    logger.info("Text prior: %s", captions)
+    embedding = encode_caption(*captions, model_name=config.clip_model, weights=module.clip_weights)
+    module.model.logical.text_prior.set_embedding(embedding)
 
 
 def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: bool = True) -> DataLoader[Any]:

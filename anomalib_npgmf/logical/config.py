@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from anomalib_npgmf.logical.text_prior import CLIP_MODEL
+
 _CHOICES = {
     "codebook_init": ("data", "normal"),
     "fusion": ("proj", "concat"),
@@ -27,6 +29,10 @@ class LogicalConfig:
             over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
             means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
+        clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights of ViT-B/32 were
+            trained with QuickGELU; those of other projects, as ``ViT-B-32``, were not.
+        captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
+            embeddings is taken.
         prior_dim: Channels of the global context g, a linear layer of the text embedding.
         prior_grid: Side s0 of the grid to which g is reshaped before upsampling; 1 broadcasts it.
         codebook_size: Codes per codebook; 16 in the paper.
@@ -70,6 +76,8 @@ class LogicalConfig:
     loss_levels: tuple[int, ...] | None = None
     standardise: bool = False
     embedding_channels: int | None = None
+    clip_model: str = CLIP_MODEL
+    captions: tuple[str, ...] = ("{}",)
     prior_dim: int = 512
     prior_grid: int = 1
     codebook_size: int = 16
@@ -97,6 +105,10 @@ class LogicalConfig:
         for name in ("levels", "loss_levels"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        object.__setattr__(self, "captions", tuple(self.captions))
+        if not self.captions:
+            msg = "captions must hold at least one caption; '{}' stands for the category's name."
+            raise ValueError(msg)
         if self.levels is not None and (not self.levels or len(set(self.levels)) < len(self.levels)):
             msg = f"levels must be distinct levels of the backbone, or None for all of them, not {self.levels}."
             raise ValueError(msg)

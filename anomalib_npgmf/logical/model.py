@@ -12,7 +12,7 @@ from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
 from anomalib_npgmf.logical.embedding import OneClassEmbedding
 from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
-from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
+from anomalib_npgmf.logical.text_prior import TEXT_DIM, TEXT_PRIORS, TextPrior, text_dim_of
 
 
 class LogicalOutput(NamedTuple):
@@ -40,7 +40,7 @@ class LogicalBranch(nn.Module):
         rectified: Whether each level's features are non-negative.
         image_size: Height and width of the image that the encoder sees.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
-        text_dim: Length of the text embedding.
+        text_dim: Length of the text embedding; ``None`` for that of ``config.clip_model``.
         config: Architecture and loss.
 
     Raises:
@@ -61,7 +61,7 @@ class LogicalBranch(nn.Module):
         rectified: Sequence[bool],
         image_size: tuple[int, int],
         text_prior: str,
-        text_dim: int = 512,
+        text_dim: int | None = None,
         config: LogicalConfig | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +89,7 @@ class LogicalBranch(nn.Module):
         width = config.embedding_channels or channels[-1]
         widths = decoder_widths(channels, config.decoder_channels)
         self.embedding = OneClassEmbedding(channels[-1], width, config.norm, widths[-1])
+        text_dim = text_dim or (text_dim_of(config.clip_model) if text_prior == "clip" else TEXT_DIM)
         self.text_prior = (
             TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
         )
