@@ -20,6 +20,7 @@ from anomalib_npgmf.config import OVERRIDABLE, resolve
 from anomalib_npgmf.export.description import describe_model
 from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, to_onnx, to_openvino, to_torch
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
@@ -79,6 +80,7 @@ class Npgmf(AnomalibModule):
         visualizer: anomalib visualizer, or whether to use the default one.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range or the backbone cannot serve.
 
     Example:
@@ -116,7 +118,7 @@ class Npgmf(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = dict(locals())  # the arguments by name
+        given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
         structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
         overrides = {name: given[name] for name in OVERRIDABLE}

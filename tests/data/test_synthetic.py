@@ -183,12 +183,12 @@ def test_the_slower_process_keeps_the_faster_ones_images(tmp_path: Path, monkeyp
     ("arguments", "sentence"),
     [
         ({"category": "teapots"}, "choose one of loose_screws, tablet_dish, cable_pairs, sorting_tray, filled_vials"),
-        ({"num_train": 0}, "num_train is 0; draw at least 1 image"),
-        ({"num_test_logical": -1}, "num_test_logical is -1"),
-        ({"image_size": 32}, "at least 64 pixels"),
-        ({"image_size": (256, 63)}, "at least 64 pixels"),
-        ({"image_size": (256, 256, 3)}, "one side or"),
-        ({"seed": -1}, "not negative"),
+        ({"num_train": 0}, "num_train must be a whole number from 1 .*, not 0"),
+        ({"num_test_logical": -1}, "num_test_logical must be .*, not -1"),
+        ({"image_size": 32}, "image_size must be a whole number from 64 "),
+        ({"image_size": (256, 63)}, "image_size must be a whole number from 64 "),
+        ({"image_size": (256, 256, 3)}, "or a list of 2"),
+        ({"seed": -1}, "seed must be a whole number from 0 on, not -1"),
     ],
 )
 def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:

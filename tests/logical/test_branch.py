@@ -278,7 +278,7 @@ def test_standardised_channels_have_mean_0_and_standard_deviation_1() -> None:
 
 @pytest.mark.parametrize("levels", [(), (2, 4, 4)])
 def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="levels must be distinct levels of the backbone, or None"):
+    with pytest.raises(ValueError, match=r"logical\.levels must be a list, .* at least 1, no two alike or None"):
         LogicalConfig(levels=levels)
 
 

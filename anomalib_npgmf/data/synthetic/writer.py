@@ -8,10 +8,12 @@ import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
 import numpy as np
+
+from anomalib_npgmf.fields import Range, check_fields
 
 from .cable_pairs import CablePairs
 from .filled_vials import FilledVials
@@ -31,6 +33,9 @@ SCENES: dict[str, type[Scene]] = {
 
 MIN_SIDE = 64
 """Shortest side of an image, pixels: below it a scratch is thinner than a pixel."""
+
+_Side = Annotated[int, Range(MIN_SIDE, 8192)]
+_Count = Annotated[int, Range(1, 1_000_000)]
 
 _VERSION = 1
 """Increase it when the same arguments draw other images."""
@@ -53,36 +58,28 @@ class DrawingPlan:
         seed: Random seed. Image k of a folder does not depend on the number of images.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If the category is unknown, the images are too small, a count is below one or the seed negative.
 
     Example:
         >>> DrawingPlan("loose_screws", (256, 256), 60, 20, 20, 20, 0, seed=0)
         Traceback (most recent call last):
-        ValueError: num_test_structural is 0; draw at least 1 image.
+        ValueError: num_test_structural must be a whole number from 1 to 1000000, not 0.
     """
 
     category: str
-    image_size: tuple[int, int]
-    num_train: int
-    num_validation: int
-    num_test_good: int
-    num_test_logical: int
-    num_test_structural: int
-    seed: int
+    image_size: tuple[_Side, _Side]
+    num_train: _Count
+    num_validation: _Count
+    num_test_good: _Count
+    num_test_logical: _Count
+    num_test_structural: _Count
+    seed: Annotated[int, Range(0)]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.category not in SCENES:
             msg = f"Unknown category {self.category!r}; choose one of {', '.join(SCENES)}."
-            raise ValueError(msg)
-        if len(self.image_size) != 2 or min(self.image_size) < MIN_SIDE:
-            msg = f"image_size is {self.image_size}; give one side or (height, width), each at least {MIN_SIDE} pixels."
-            raise ValueError(msg)
-        for name, count in asdict(self).items():
-            if name.startswith("num_") and count < 1:
-                msg = f"{name} is {count}; draw at least 1 image."
-                raise ValueError(msg)
-        if self.seed < 0:
-            msg = f"seed is {self.seed}; give a number that is not negative."
             raise ValueError(msg)
 
     def folders(self) -> dict[str, tuple[int, str]]:
