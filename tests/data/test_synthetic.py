@@ -140,6 +140,32 @@ def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_removed_but_not_what_another_draws(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from anomalib_npgmf.data.synthetic import writer; "
+        "draw = writer._draw; "
+        "writer._draw = lambda *given: (draw(*given), print('drawn', flush=True), sys.stdin.readline()); "
+        "writer.ensure_drawn(pathlib.Path(sys.argv[1]), writer.DrawingPlan('cable_pairs', (64, 64), 1, 1, 1, 1, 1, 0))"
+    )
+    processes = []
+    for _ in range(2):
+        call = [sys.executable, "-c", code, tmp_path]
+        processes.append(subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "drawn\n"
+    killed, alive = processes
+    left = set(tmp_path.iterdir())
+    assert len(left) == 2
+    killed.kill()
+    killed.communicate()
+    ensure_drawn(tmp_path, plan())
+    (kept,) = left & set(tmp_path.iterdir())
+    assert files(kept) == files(tmp_path / "cable_pairs")
+    alive.communicate("\n", timeout=60)
+    assert alive.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["cable_pairs"]
+
+
 def test_two_processes_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from anomalib_npgmf.data.synthetic.writer import DrawingPlan, ensure_drawn; "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from anomalib_npgmf.fields import Range, check_fields
 
 from .cable_pairs import CablePairs
+from .draft import draft_folder
 from .filled_vials import FilledVials
 from .loose_screws import LooseScrews
 from .sorting_tray import SortingTray
@@ -97,7 +96,8 @@ def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
     """Draw the category unless the folder contains it already.
 
     The images are drawn into a temporary folder, which is then renamed. So an interrupted run leaves no incomplete
-    category, and several processes may call this at the same time.
+    category, and several processes may call this at the same time. What a killed process left is removed by the next
+    one that draws.
 
     Args:
         root: Folder of all categories.
@@ -114,17 +114,15 @@ def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
         _check(target, plan)
         return target
     root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{plan.category}-", dir=root))
-    try:
-        _draw(draft, plan)
-        draft.chmod(0o755)  # mkdtemp makes it private
-        draft.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        _check(target, plan)  # another process was faster
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with draft_folder(root, f".{plan.category}-") as draft:
+        try:
+            _draw(draft, plan)
+            draft.chmod(0o755)  # the draft is private
+            draft.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            _check(target, plan)  # another process was faster
     return target
 
 
