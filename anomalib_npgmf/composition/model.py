@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
+from anomalib_npgmf.composition.examples import THUMBNAIL
 from anomalib_npgmf.composition.explanation import Explanation, explain
 from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
@@ -72,7 +74,7 @@ class CompositionBranch(nn.Module):
         >>> def scene(parts):  # that many of 64 patches show a part
         ...     return (torch.arange(64) < parts).float().view(1, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
         >>> for number in range(20):
-        ...     branch.collect([scene(8 + number % 3)], keys=[f"{number:03d}"])
+        ...     branch.collect([scene(8 + number % 3)], [f"{number:03d}"], torch.zeros(1, 3, 64, 64))
         >>> branch.finish()
         >>> output = branch([torch.cat([scene(9), scene(30)])], size=(16, 16), mask_size=(8, 8))
         >>> bool(output.distance[0] < 1 and output.distance[1] > 5), output.anomaly_map.shape
@@ -104,14 +106,16 @@ class CompositionBranch(nn.Module):
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
-    def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
+    def collect(self, features: Sequence[Tensor], keys: Sequence[str], images: Tensor) -> None:
         """Collect normal training images.
 
         Args:
             features: Map [B, C, H, W] of each level.
             keys: One key per image, the same in every process, such as its path.
+            images: The images, RGB in [0, 1], [B, 3, h, w]; small versions explain the codes.
         """
-        self._collector.append(features, keys)
+        small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+        self._collector.append(features, keys, (255 * small.clamp(0, 1)).round().byte())
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -123,9 +127,9 @@ class CompositionBranch(nn.Module):
             ValueError: If there are too few images or patches.
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
-        maps = collector.assemble()
+        maps, thumbnails = collector.assemble()
         if process_rank() == 0:
-            squared = torch.stack([part.fit(maps, collector.projections) for part in self._all()])
+            squared = torch.stack([part.fit(maps, thumbnails, collector.projections) for part in self._all()])
             if len(maps[0]) < _MIN_IMAGES:
                 self.mean[1:] = _DISABLED
             else:

@@ -38,8 +38,8 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
-    # These sizes are known only after training.
-    grown = (".bank.", ".normal_scores")
+    # Sizes that are known only after training, and what files of before do not have.
+    grown = (".bank.", ".normal_scores", ".examples.")
     expected = {name: v.shape for name, v in model.state_dict().items() if not any(part in name for part in grown)}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:

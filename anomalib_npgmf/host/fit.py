@@ -37,8 +37,9 @@ class PrepareFit(Callback):
         if stage != "fit":
             return
         limit_validation(trainer)
-        bank = [name for name, _ in pl_module.named_buffers() if name.startswith("model.structural.bank.")]
-        adapt_strategy(trainer.strategy, pl_module, unchanging=bank)
+        fitted = ("model.structural.bank.", "model.composition.")
+        unchanging = [name for name, _ in pl_module.named_buffers() if name.startswith(fitted)]
+        adapt_strategy(trainer.strategy, pl_module, unchanging=unchanging)
         pl_module.category = category_of(trainer)
         datamodule = getattr(trainer, "datamodule", None)
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
@@ -188,12 +189,13 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
     for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
-        features = module.model.features(module.normalised(batch.image.to(module.device)))
+        images = batch.image.to(module.device)
+        features = module.model.features(module.normalised(images))
         keys = [str(path) for path in batch.image_path]
         if structural is not None:
             structural.collect(features.structural, keys)
         if composition is not None:
-            composition.collect(features.composition, keys)
+            composition.collect(features.composition, keys, images)
     if structural is not None:
         structural.finish(progress=shown)
     if composition is not None:

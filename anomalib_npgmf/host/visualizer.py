@@ -88,8 +88,8 @@ class NpgmfVisualizer(ImageVisualizer):
 
     The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
     is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
-    the composition branch, a second line names the code of which there is too much or too little, and its patches are
-    outlined in the map.
+    the composition branch, a second line names the code of which there is too much or too little; its patches are
+    outlined in the map, and patches of normal images that belong to it are shown.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -166,6 +166,8 @@ class NpgmfVisualizer(ImageVisualizer):
             if index in explanations:
                 marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
                 named[f"composition map, code {explanations[index].code}"] = marked
+                if explanations[index].patches is not None:
+                    named[f"normal patches, code {explanations[index].code}"] = self._tiled(explanations[index].patches)
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
             if branch_maps.reconstruction is not None:
                 named["reconstruction"] = self._picture(
@@ -176,6 +178,16 @@ class NpgmfVisualizer(ImageVisualizer):
             dominant_name = dominant[index] if len(parts) > 1 else None
             pictures.append(panels(named, title_of(score, label, dominant_name, explanations.get(index))))
         return pictures
+
+    def _tiled(self, patches: Tensor) -> Picture:
+        """Patches [3, 3, h, w] below each other, on white."""
+        height, width = self.field_size
+        side = height // len(patches) - 4
+        canvas = np.full((height, width, 3), 255, np.uint8)
+        for number, patch in enumerate(patches.permute(0, 2, 3, 1).cpu().numpy()):
+            top, left = number * (side + 4) + 2, (width - side) // 2
+            canvas[top : top + side, left : left + side] = cv2.resize(patch, (side, side))
+        return canvas
 
     def _resize(self, values: Tensor) -> NDArray[np.float32]:
         plane = values.squeeze().float().cpu().numpy()
