@@ -134,6 +134,7 @@ PRESETS: dict[str, ModelConfig] = {
             norm="bn",
             codebook_init="normal",
             codebook_restart=False,
+            decoder_blocks=(1, 3, 4, 23, 3),  # those of ResNet101
         ),
     ),
     # One backbone pass for both branches.

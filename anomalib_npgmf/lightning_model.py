@@ -25,7 +25,7 @@ from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
-from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
+from anomalib_npgmf.host.moved import add_former_modules, build_as_before, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
@@ -229,6 +229,7 @@ class Npgmf(AnomalibModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
         rename_tensors(checkpoint["state_dict"])
+        build_as_before(self, checkpoint.get(KEY))
         check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)

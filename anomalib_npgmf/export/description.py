@@ -1,6 +1,7 @@
 """Metadata of a model: what it was built from and how it is calibrated."""
 
 import math
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -50,5 +51,6 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         "normal_score": post.image_min.item() if normalised else None,
         "bank_size": None if module.model.structural is None else len(module.model.structural.bank),
         "calibrated_for_bank": module.calibrated_for_bank,
+        "configuration": asdict(module.settings),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -1,11 +1,19 @@
-"""Old names, so that files of before version 0.2 load: of tensors in checkpoints, of classes in ``.pt`` files."""
+"""Files of before version 0.2 load: old names of tensors and classes, and the architecture as it was."""
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+
+from anomalib_npgmf.config import PRESETS, ModelConfig
+from anomalib_npgmf.host.calibration import Calibrator
+from anomalib_npgmf.torch_model import NpgmfModel
+
+if TYPE_CHECKING:
+    from anomalib_npgmf.lightning_model import Npgmf
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
@@ -67,3 +75,38 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
+
+
+def former_choices(settings: ModelConfig) -> ModelConfig:
+    """Settings with the choices that the logical branch had before they could be made.
+
+    Args:
+        settings: Resolved settings of a model whose file names no configuration.
+
+    Example:
+        >>> former_choices(PRESETS["literal"]).logical.decoder_blocks
+        3
+    """
+    logical = settings.logical
+    blocks = 3 if logical.decoder_blocks == PRESETS["literal"].logical.decoder_blocks else logical.decoder_blocks
+    return replace(
+        settings, logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks)
+    )
+
+
+def build_as_before(module: "Npgmf", metadata: dict[str, Any] | None) -> None:
+    """Rebuild a model with `former_choices` where its checkpoint names no configuration; else leave it as it is.
+
+    Args:
+        module: The model, whose tensors have not been loaded.
+        metadata: What the checkpoint says about itself; ``None`` if it is foreign.
+    """
+    if metadata is None or "configuration" in metadata:
+        return
+    settings = former_choices(module.settings)
+    if settings != module.settings:
+        images = module.calibrator.images
+        module.settings = settings
+        module.model = NpgmfModel(settings).to(module.device).train(module.training)
+        module.calibrator = Calibrator(module.model, module.normalised)
+        module.calibrator.reset(images)

@@ -6,6 +6,7 @@ from typing import Literal
 from anomalib_npgmf.logical.text_prior import CLIP_MODEL
 
 _CHOICES = {
+    "dilations": ("map", "level"),
     "codebook_init": ("data", "normal"),
     "fusion": ("proj", "concat"),
     "norm": ("gn", "bn"),
@@ -29,6 +30,8 @@ class LogicalConfig:
             over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
             means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
+        rectify_embedding: Whether the second convolution of the one-class embedding is normalised and rectified, as the
+            first is and as in RD4AD.
         clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights of ViT-B/32 were
             trained with QuickGELU; those of other projects, as ``ViT-B-32``, were not.
         captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
@@ -38,8 +41,11 @@ class LogicalConfig:
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
         atrous_width: Channels of each branch of the atrous block that feeds a codebook.
-        codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
-            ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
+        dilations: Dilations of the atrous blocks. ``"map"`` goes by the map that a block sees: 6, 12 and 18, or 2, 4
+            and 6 where a side is below 32, where the larger ones see little but the centre. ``"level"`` gives the
+            levels from 4 on the smaller ones, whatever the size of the image; at 256 pixels that is the same.
+        codebook_init: ``"data"`` starts the codes at k-means centres of features of some training images, ``"normal"``
+            at standard normal vectors (the literal reading, with which most codes stay unused).
         codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
             after each epoch.
         fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
@@ -48,7 +54,7 @@ class LogicalConfig:
         window: Side of the attention windows.
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
-        decoder_blocks: Bottlenecks per decoding block.
+        decoder_blocks: Bottlenecks per decoding block, or one number for each level, finest first.
         decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1
             convolutions project a wider level to it, and the decoder's features back for eq. 4. ``None``: as many as
             the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
@@ -76,6 +82,7 @@ class LogicalConfig:
     loss_levels: tuple[int, ...] | None = None
     standardise: bool = False
     embedding_channels: int | None = None
+    rectify_embedding: bool = True
     clip_model: str = CLIP_MODEL
     captions: tuple[str, ...] = ("{}",)
     prior_dim: int = 512
@@ -83,6 +90,7 @@ class LogicalConfig:
     codebook_size: int = 16
     code_dim: int = 256
     atrous_width: int = 256
+    dilations: Literal["map", "level"] = "map"
     codebook_init: Literal["data", "normal"] = "data"
     codebook_restart: bool = True
     fusion: Literal["proj", "concat"] = "proj"
@@ -90,7 +98,7 @@ class LogicalConfig:
     window: int = 8
     head_dim: int = 32
     modulator: bool = True
-    decoder_blocks: int = 3
+    decoder_blocks: int | tuple[int, ...] = 3
     decoder_channels: int | None = None
     norm: Literal["gn", "bn"] = "gn"
     cosine: Literal["local", "flat"] = "local"
@@ -116,6 +124,11 @@ class LogicalConfig:
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 raise ValueError(msg)
+        if not isinstance(self.decoder_blocks, int):
+            object.__setattr__(self, "decoder_blocks", tuple(self.decoder_blocks))
+        if min((self.decoder_blocks,) if isinstance(self.decoder_blocks, int) else self.decoder_blocks, default=0) < 1:
+            msg = f"decoder_blocks must be at least 1, or one such number for each level, not {self.decoder_blocks}."
+            raise ValueError(msg)
         if self.decoder_channels is not None and self.decoder_channels < 1:
             msg = f"decoder_channels must be at least 1 or None, not {self.decoder_channels}."
             raise ValueError(msg)
@@ -128,7 +141,6 @@ class LogicalConfig:
             "fusion_depth",
             "window",
             "head_dim",
-            "decoder_blocks",
         ):
             if getattr(self, name) < 1:
                 msg = f"{name} must be at least 1, not {getattr(self, name)}."
