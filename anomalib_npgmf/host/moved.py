@@ -4,16 +4,11 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from anomalib_npgmf.config import PRESETS, ModelConfig
-from anomalib_npgmf.host.calibration import Calibrator
-from anomalib_npgmf.torch_model import NpgmfModel
-
-if TYPE_CHECKING:
-    from anomalib_npgmf.lightning_model import Npgmf
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
@@ -92,21 +87,3 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     return replace(
         settings, logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks)
     )
-
-
-def build_as_before(module: "Npgmf", metadata: dict[str, Any] | None) -> None:
-    """Rebuild a model with `former_choices` where its checkpoint names no configuration; else leave it as it is.
-
-    Args:
-        module: The model, whose tensors have not been loaded.
-        metadata: What the checkpoint says about itself; ``None`` if it is foreign.
-    """
-    if metadata is None or "configuration" in metadata:
-        return
-    settings = former_choices(module.settings)
-    if settings != module.settings:
-        images = module.calibrator.images
-        module.settings = settings
-        module.model = NpgmfModel(settings).to(module.device).train(module.training)
-        module.calibrator = Calibrator(module.model, module.normalised)
-        module.calibrator.reset(images)

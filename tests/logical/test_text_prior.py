@@ -210,7 +210,7 @@ def test_the_priors_width_follows_the_architecture() -> None:
 
 
 def test_captions_must_not_be_empty() -> None:
-    with pytest.raises(ValueError, match="captions must hold at least one"):
+    with pytest.raises(ValueError, match=r"captions must be a list, .* at least 1"):
         resolve("small", {}, {"captions": []})
 
 
