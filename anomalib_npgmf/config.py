@@ -102,6 +102,7 @@ _FAST = ModelConfig(
         levels=(2, 3, 4),
         vq_levels=(3, 4),
         embedding_channels=256,
+        rectify_embedding=False,  # as it was measured; makes no difference, see studies/logical_study.py
         prior_dim=256,
         code_dim=64,
         atrous_width=32,
@@ -123,6 +124,7 @@ PRESETS: dict[str, ModelConfig] = {
             norm="bn",
             codebook_init="normal",
             codebook_restart=False,
+            decoder_blocks=(1, 3, 4, 23, 3),  # those of ResNet101
         ),
     ),
     # One backbone pass for both branches.
@@ -142,6 +144,7 @@ PRESETS: dict[str, ModelConfig] = {
             loss_levels=(3, 4, 5),
             standardise=True,
             embedding_channels=256,
+            rectify_embedding=False,
             prior_dim=64,
             code_dim=32,
             atrous_width=32,

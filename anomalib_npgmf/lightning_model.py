@@ -26,7 +26,7 @@ from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
-from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
+from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
 from anomalib_npgmf.host.summary import TestSummary
@@ -261,3 +261,5 @@ class Npgmf(AnomalibModule):
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
         rename_attributes(self.model.composition, self.model.merger.composition)
+        if "dilations" not in vars(self.settings.logical):
+            self.settings = former_choices(self.settings)

@@ -33,6 +33,9 @@ def test_literal_differs_from_paper_where_it_says() -> None:
     paper, literal = PRESETS["paper"].logical, PRESETS["literal"].logical
     assert (literal.fusion, literal.fusion_depth, literal.norm) == ("concat", 1, "bn")
     assert (literal.codebook_init, literal.codebook_restart) == ("normal", False)
+    assert (literal.decoder_blocks, paper.decoder_blocks) == ((1, 3, 4, 23, 3), 3)
+    assert literal.rectify_embedding
+    assert paper.rectify_embedding
     assert literal.embedding_channels == paper.embedding_channels
     assert literal.code_dim == paper.code_dim
 

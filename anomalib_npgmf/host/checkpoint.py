@@ -38,6 +38,11 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
+    # Files of 0.1 name no configuration, but these.
+    for name in ("branches", "logical_image_size", "structural_image_size"):
+        if metadata.get(name, own[name]) != own[name]:
+            msg = f"The checkpoint was made with {name} {metadata[name]!r} (not {own[name]!r}); set {name} to that."
+            raise ValueError(msg)
     # Sizes that are known only after training, and what files of before do not have.
     grown = (".bank.", ".normal_scores", ".examples.")
     expected = {name: v.shape for name, v in model.state_dict().items() if not any(part in name for part in grown)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.config import OVERRIDABLE, ModelConfig, resolve
 from anomalib_npgmf.host.calibration import Calibrator
+from anomalib_npgmf.host.moved import former_choices
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -42,7 +43,7 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
             msg = f"The checkpoint was made with {', '.join(wrong)}; leave these arguments out, or give the same."
             raise ValueError(msg)
     else:
-        settings = _before_0_2(given, stored, metadata) or module.settings
+        settings = former_choices(_before_0_2(given, stored, metadata) or module.settings)
     _disable_components(module, checkpoint.get("anomalib_components_enabled"))
     if not given.get("preset"):
         module.preset = metadata["preset"]

@@ -13,6 +13,23 @@ from anomalib_npgmf.logical.blocks import make_norm
 _MAX_VECTORS = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
 
 
+def dilations_of(level: int, image_size: tuple[int, int], rule: str) -> tuple[int, ...]:
+    """Dilations of the atrous block of a level.
+
+    Args:
+        level: The level, of stride 2^level.
+        image_size: Height and width of the image.
+        rule: ``"map"`` or ``"level"``, see `anomalib_npgmf.logical.config.LogicalConfig`.
+
+    Example:
+        >>> dilations_of(3, (256, 256), "map"), dilations_of(3, (128, 128), "map"), dilations_of(3, (128, 128), "level")
+        ((6, 12, 18), (2, 4, 6), (6, 12, 18))
+    """
+    # Where a dilation exceeds the map only the centre of a kernel counts.
+    small = level >= 4 if rule == "level" else min(image_size) >> level < 32
+    return (2, 4, 6) if small else (6, 12, 18)
+
+
 class AtrousBlock(nn.Module):
     """Atrous spatial pyramid pooling of an encoder level (DeepLab), with a linear last layer: codes may be negative.
 

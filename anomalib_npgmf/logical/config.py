@@ -29,6 +29,8 @@ class LogicalConfig:
             over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
             means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
+        rectify_embedding: Whether the second convolution of the one-class embedding is normalised and rectified, as the
+            first is and as in RD4AD.
         clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights of ViT-B/32 were
             trained with QuickGELU; those of other projects, as ``ViT-B-32``, were not.
         captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
@@ -38,6 +40,9 @@ class LogicalConfig:
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
         atrous_width: Channels of each branch of the atrous block that feeds a codebook.
+        dilations: Dilations of the atrous blocks. ``"map"`` goes by the map that a block sees: 6, 12 and 18, or 2, 4
+            and 6 where a side is below 32, where the larger ones see little but the centre. ``"level"`` gives the
+            levels from 4 on the smaller ones, whatever the size of the image; at 256 pixels that is the same.
         codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
             ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
         codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
@@ -48,7 +53,7 @@ class LogicalConfig:
         window: Side of the attention windows.
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
-        decoder_blocks: Bottlenecks per decoding block.
+        decoder_blocks: Bottlenecks per decoding block, or one number for each level, finest first.
         decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1
             convolutions project a wider level to it, and the decoder's features back for eq. 4. ``None``: as many as
             the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
@@ -77,6 +82,7 @@ class LogicalConfig:
     loss_levels: _Levels | None = None
     standardise: bool = False
     embedding_channels: _Channels | None = None
+    rectify_embedding: bool = True
     clip_model: str = CLIP_MODEL
     captions: Annotated[tuple[str, ...], Items(at_least=1)] = ("{}",)
     prior_dim: Annotated[int, Range(1, 4096)] = 512
@@ -84,6 +90,7 @@ class LogicalConfig:
     codebook_size: Annotated[int, Range(1, 16384)] = 16
     code_dim: _Channels = 256
     atrous_width: _Channels = 256
+    dilations: Literal["map", "level"] = "map"
     codebook_init: Literal["data", "normal"] = "data"
     codebook_restart: bool = True
     fusion: Literal["proj", "concat"] = "proj"
@@ -91,7 +98,7 @@ class LogicalConfig:
     window: Annotated[int, Range(1, 64)] = 8
     head_dim: _Channels = 32
     modulator: bool = True
-    decoder_blocks: _Depth = 3
+    decoder_blocks: _Depth | Annotated[tuple[_Depth, ...], Items(at_least=1, distinct=False)] = 3
     decoder_channels: _Channels | None = None
     norm: Literal["gn", "bn"] = "gn"
     cosine: Literal["local", "flat"] = "local"

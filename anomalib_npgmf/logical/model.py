@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import broadcast_from_rank0
-from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
+from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook, dilations_of
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
 from anomalib_npgmf.logical.embedding import OneClassEmbedding
@@ -88,7 +88,9 @@ class LogicalBranch(nn.Module):
         self._scored = [i for i, level in enumerate(self.levels) if level in scored]
         width = config.embedding_channels or channels[-1]
         widths = decoder_widths(channels, config.decoder_channels)
-        self.embedding = OneClassEmbedding(channels[-1], width, config.norm, widths[-1])
+        self.embedding = OneClassEmbedding(
+            channels[-1], width, config.norm, widths[-1], rectified=config.rectify_embedding
+        )
         text_dim = text_dim or (text_dim_of(config.clip_model) if text_prior == "clip" else TEXT_DIM)
         self.text_prior = (
             TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
@@ -96,8 +98,7 @@ class LogicalBranch(nn.Module):
         self.atrous = nn.ModuleDict()
         self.codebooks = nn.ModuleDict()
         for level in self.vq_levels:
-            # At stride 16 and above larger dilations would exceed the map, where only the centre of a kernel counts.
-            dilations = (6, 12, 18) if level < 4 else (2, 4, 6)
+            dilations = dilations_of(level, image_size, config.dilations)
             count, narrow = (of[self.levels.index(level)] for of in (channels, widths))
             block: nn.Module = AtrousBlock(narrow, config.atrous_width, config.code_dim, dilations, config.norm)
             if narrow < count:

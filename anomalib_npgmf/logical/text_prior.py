@@ -65,8 +65,8 @@ def _clip_config(model_name: str) -> dict[str, Any]:
 def encode_caption(*captions: str, model_name: str = CLIP_MODEL, weights: str | Path | None = None) -> Tensor:
     """Embed a caption, or several, with CLIP's frozen text tower.
 
-    The tower computes with QuickGELU where its weights were trained so. Of published weights open_clip knows it (OpenAI's
-    are among them); of a file the architecture's name tells it (``...-quickgelu``), or the file if it is OpenAI's own.
+    The tower computes with QuickGELU where its weights were trained so, as OpenAI's were. Of published weights this is
+    known; of a file the architecture's name tells it (``...-quickgelu``), or the file itself if it is OpenAI's own.
 
     Args:
         captions: The text or texts.
