@@ -15,6 +15,7 @@ from anomalib_npgmf.composition import CompositionBranch, Explanation
 from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging.rule import MapMerger
+from anomalib_npgmf.precision import at_least_single
 from anomalib_npgmf.structural.model import StructuralBranch
 
 PARTS = ("logical", "structural", "composition")
@@ -180,10 +181,10 @@ class NpgmfModel(nn.Module):
         composition = self.composition is not None and "composition" in parts
         raw: list[Tensor] = []
         if self.encoder is not None and ("logical" in parts or self.structural_encoder is None):
-            raw = self.encoder(self.resize_logical(image))
+            raw = self._encoded(image)
         source = raw
         if self.structural_encoder is not None and (bank or composition):
-            source = self.structural_encoder(self._renormalised(self.resize_structural(image)))
+            source = at_least_single(self.structural_encoder(self._renormalised(self.resize_structural(image))))
         levels: list[Tensor] = []
         if self.logical is not None and "logical" in parts:
             levels = self.logical.standardise([raw[i] for i in self._logical_inputs])
@@ -192,6 +193,11 @@ class NpgmfModel(nn.Module):
             [source[i] for i in self._structural_inputs] if bank else [],
             [source[i] for i in self._composition_inputs] if composition else [],
         )
+
+    def _encoded(self, image: Tensor) -> list[Tensor]:
+        """All levels of the encoder, in single precision also where its pass is in a lower one."""
+        assert self.encoder is not None
+        return at_least_single(self.encoder(self.resize_logical(image)))
 
     def _renormalised(self, image: Tensor) -> Tensor:
         """Bring images from the normalisation of the model's input to that of the structural branch's network."""
@@ -210,7 +216,7 @@ class NpgmfModel(nn.Module):
             images: Some normalised training images, [B, 3, *config.image_size].
         """
         if self.logical is not None and self.encoder is not None:
-            parts = [self.encoder(self.resize_logical(part)) for part in images.split(8)]
+            parts = [self._encoded(part) for part in images.split(8)]
             levels = [torch.cat(level) for level in zip(*parts, strict=True)]
             self.logical.initialise([levels[i] for i in self._logical_inputs])
 

@@ -9,10 +9,11 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed"}
+BASE = {"backbone", "distributed", "precision"}
 ALLOWED = {
     "distributed": set(),
-    "backbone": {"distributed"},
+    "precision": set(),
+    "backbone": {"distributed", "precision"},
     **dict.fromkeys(PARTS, BASE),
     "metrics": {"distributed"},
     "data": {"host"},  # the compatibility list names what it works around

@@ -20,6 +20,7 @@ from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation, explain
 from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
+from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
@@ -104,6 +105,7 @@ class CompositionBranch(nn.Module):
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
+    @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
         """Collect normal training images.
 
@@ -114,6 +116,7 @@ class CompositionBranch(nn.Module):
         self._collector.append(features, keys)
 
     @torch.no_grad()
+    @in_single_precision
     def finish(self) -> None:
         """Fit codes, means and covariances to the collected images, and free them.
 
@@ -138,6 +141,7 @@ class CompositionBranch(nn.Module):
                 self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
         broadcast_from_rank0(self.buffers())
 
+    @in_single_precision
     def forward(
         self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None = None
     ) -> CompositionOutput:
@@ -149,16 +153,8 @@ class CompositionBranch(nn.Module):
             mask_size: Height and width of the masks of explanations; ``None`` for no explanations.
 
         Returns:
-            Distances and maps, in single precision whatever the precision of the network's pass.
+            Distances and maps.
         """
-        if torch.compiler.is_compiling():
-            return self._forward(features, size, mask_size)
-        with torch.autocast(features[0].device.type, enabled=False):
-            return self._forward(features, size, mask_size)
-
-    def _forward(
-        self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None
-    ) -> CompositionOutput:
         surplus, distances = [], []
         evidence: list[list[Evidence]] = []
         for part in self._all():

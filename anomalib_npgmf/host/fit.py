@@ -14,6 +14,7 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
+from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 
@@ -33,7 +34,8 @@ class PrepareFit(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Set calibration images aside, and adapt the trainer."""
+        """Check the trainer; for a fit also set calibration images aside, and adapt the trainer."""
+        check_precision(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
+from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
 NORMAL_LEVEL = 0.95  # quantile of the pixels of normal images
@@ -207,6 +208,7 @@ class MapMerger(nn.Module):
             return branch_map
         return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
 
+    @in_single_precision
     def smoothed(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Calibrated, weighted and smoothed maps: the terms of the sum or of the maximum.
 
@@ -227,6 +229,7 @@ class MapMerger(nn.Module):
             parts[branch] = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
         return parts
 
+    @in_single_precision
     def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
         """Merge without the composition map.
 
@@ -242,6 +245,7 @@ class MapMerger(nn.Module):
         parts = list(self._weighted(maps).values())
         return self.blur(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
 
+    @in_single_precision
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Map of each part on the scale of the merged map: the terms of the sum or of the maximum.
 
@@ -258,6 +262,7 @@ class MapMerger(nn.Module):
             parts["composition"] = self.composition.of_surplus(surplus, maps["distance"])
         return parts
 
+    @in_single_precision
     def forward(self, maps: dict[str, Tensor]) -> Merged:
         """Merge the maps that are present.
 
