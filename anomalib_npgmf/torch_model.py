@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
@@ -141,6 +140,7 @@ class NpgmfModel(nn.Module):
             blur=gaussian_blur(config.logical_image_size),
             maximum=config.merging == "maximum",
             composition=config.composition is not None,
+            output_size=config.image_size,
         )
 
     def _encoder_levels(self) -> list[int] | None:
@@ -252,7 +252,7 @@ class NpgmfModel(nn.Module):
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
         """Merged map at the size of the input, and image scores (section III-C).
 
-        Without a composition branch the score is the maximum of the merged map, before that is enlarged.
+        Without a composition branch the score is the maximum of the merged map.
 
         Args:
             maps: Raw maps by part, as `branch_maps` gives them.
@@ -261,8 +261,6 @@ class NpgmfModel(nn.Module):
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, *config.image_size].
         """
         score, merged = self.merger(maps)
-        if merged.shape[-2:] != self.config.image_size:
-            merged = F.interpolate(merged, size=self.config.image_size, mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=score, anomaly_map=merged)
 
     def forward(self, image: Tensor) -> dict[str, Tensor] | InferenceBatch:
