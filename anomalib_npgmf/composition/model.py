@@ -19,7 +19,7 @@ from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation, explain
 from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
-from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
+from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
 from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
@@ -123,23 +123,27 @@ class CompositionBranch(nn.Module):
         In a distributed run every process must call this: the first one fits, all end with the same buffers.
 
         Raises:
-            ValueError: If there are too few images or patches.
+            ValueError: If there are too few images or patches. In a distributed run every process raises.
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
         maps = collector.assemble()
-        if process_rank() == 0:
-            squared = torch.stack([part.fit(maps, collector.projections) for part in self._all()])
-            if len(maps[0]) < _MIN_IMAGES:
-                self.mean[1:] = _DISABLED
-            else:
-                distances = squared.clamp_min(0).sqrt()
-                std, mean = torch.std_mean(distances, dim=1)
-                self.mean.copy_(mean)
-                self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
-                largest = self._standardise(distances.to(self.mean).T).amax(dim=1)
-                variance, mean = torch.var_mean(largest, correction=0)
-                self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
+        with raise_together():
+            if process_rank() == 0:
+                self._fit(maps, collector.projections)
         broadcast_from_rank0(self.buffers())
+
+    def _fit(self, maps: Sequence[Tensor], projections: Sequence[Tensor | None]) -> None:
+        squared = torch.stack([part.fit(maps, projections) for part in self._all()])
+        if len(maps[0]) < _MIN_IMAGES:
+            self.mean[1:] = _DISABLED
+            return
+        distances = squared.clamp_min(0).sqrt()
+        std, mean = torch.std_mean(distances, dim=1)
+        self.mean.copy_(mean)
+        self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
+        largest = self._standardise(distances.to(self.mean).T).amax(dim=1)
+        variance, mean = torch.var_mean(largest, correction=0)
+        self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
 
     @in_single_precision
     def forward(

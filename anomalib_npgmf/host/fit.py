@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from anomalib_npgmf.backbone.cache import open_cache
+from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
 from anomalib_npgmf.host.precision import check_precision
@@ -187,13 +188,14 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     structural, composition = module.model.structural, module.model.composition
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
-    for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
-        features = module.model.features(module.normalised(batch.image.to(module.device)))
-        keys = [str(path) for path in batch.image_path]
-        if structural is not None:
-            structural.collect(features.structural, keys)
-        if composition is not None:
-            composition.collect(features.composition, keys)
+    with raise_together():
+        for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
+            features = module.model.features(module.normalised(batch.image.to(module.device)))
+            keys = [str(path) for path in batch.image_path]
+            if structural is not None:
+                structural.collect(features.structural, keys)
+            if composition is not None:
+                composition.collect(features.composition, keys)
     if structural is not None:
         structural.finish(progress=shown)
     if composition is not None:
