@@ -260,6 +260,7 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
+        self.model.merger.output_size = self.model.config.image_size  # files of before version 0.2 lack it
         rename_attributes(self.model.composition, self.model.merger.composition)
         if "dilations" not in vars(self.settings.logical):
             self.settings = former_choices(self.settings)

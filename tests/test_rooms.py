@@ -9,11 +9,12 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed", "fields"}
+BASE = {"backbone", "distributed", "fields", "precision"}
 ALLOWED = {
     "distributed": set(),
     "fields": set(),
-    "backbone": {"distributed"},
+    "precision": set(),
+    "backbone": {"distributed", "precision"},
     **dict.fromkeys(PARTS, BASE),
     "metrics": {"distributed"},
     "data": {"host", "fields"},  # the compatibility list names what it works around
