@@ -142,6 +142,12 @@ class NpgmfModel(nn.Module):
             composition=config.composition is not None,
         )
 
+    @property
+    def backbone(self) -> str:
+        """timm name of the first network in use; anomalib's web application reads it."""
+        alone = self.config.structural_backbone if self.config.branches == "structural" else None
+        return alone or self.config.backbone
+
     def _encoder_levels(self) -> list[int] | None:
         """Levels that a part reads; ``None`` for all that the network has."""
         config = self.config

@@ -99,7 +99,7 @@ def test_other_models_and_signatures_stay(category: Path, tmp_path: Path) -> Non
     assert Engine.train is changed, "changed once"
     engine = make_engine(tmp_path)
     engine._setup_trainer = lambda model: 1 / 0
-    padim = Padim(backbone="resnet18", layers=["layer1"], pre_trained=False)
+    padim = Padim(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=8)
     with pytest.raises(ZeroDivisionError):
         engine.train(padim, datamodule=mvtec(category.parent))
     assert len(list(tmp_path.glob("Padim/*/*/v0"))) == 1
