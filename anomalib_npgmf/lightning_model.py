@@ -25,6 +25,7 @@ from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
@@ -126,6 +127,7 @@ class Npgmf(AnomalibModule):
         post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
         super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
+        adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
         self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so

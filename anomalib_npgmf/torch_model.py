@@ -143,6 +143,12 @@ class NpgmfModel(nn.Module):
             output_size=config.image_size,
         )
 
+    @property
+    def backbone(self) -> str:
+        """timm name of the first network in use; anomalib's web application reads it."""
+        alone = self.config.structural_backbone if self.config.branches == "structural" else None
+        return alone or self.config.backbone
+
     def _encoder_levels(self) -> list[int] | None:
         """Levels that a part reads; ``None`` for all that the network has."""
         config = self.config

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
+from anomalib_npgmf.host.places import picture_path
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import BranchMaps
 
@@ -111,12 +111,7 @@ class NpgmfVisualizer(ImageVisualizer):
         datamodule = getattr(trainer, "datamodule", None)
         for index, picture in enumerate(self.draw(pl_module, batch)):
             paths = batch.image_path
-            path = generate_output_filename(
-                input_path=paths[index] if paths is not None else f"{index}.png",
-                output_path=self.output_dir,
-                dataset_name=getattr(datamodule, "name", None),
-                category=getattr(datamodule, "category", None),
-            )
+            path = picture_path(paths[index] if paths is not None else f"{index}.png", self.output_dir, datamodule)
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         del batch.branch_maps  # a list of predictions would keep them all in memory
 
