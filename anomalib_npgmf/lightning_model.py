@@ -24,6 +24,7 @@ from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
@@ -113,16 +114,18 @@ class Npgmf(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
-        structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
-        logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset, overrides, logical, structural, composition)
+        with speak_plainly():
+            given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
+            logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
+            overrides = {name: given[name] for name in OVERRIDABLE}
+            self.settings = resolve(preset, overrides, logical, structural, composition)
+            model = NpgmfModel(self.settings)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
         self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
-        self.model: NpgmfModel = NpgmfModel(self.settings)
+        self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded
