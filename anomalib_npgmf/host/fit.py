@@ -33,7 +33,8 @@ class PrepareFit(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Set calibration images aside, and adapt the trainer."""
+        """Check the precision, set calibration images aside, and adapt the trainer."""
+        check_precision(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)
@@ -96,6 +97,16 @@ class PrepareFit(Callback):
         del exception
         if trainer.state.fn == "fit":
             self.teardown(trainer, pl_module, "fit")
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Raise ValueError for a precision that converts all tensors, statistics and memory bank included."""
+    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+        msg = (
+            f"Npgmf does not run in precision {trainer.precision!r}, which would convert statistics and memory bank; "
+            "set precision to '32-true', '16-mixed' or 'bf16-mixed'."
+        )
+        raise ValueError(msg)
 
 
 def category_of(trainer: Trainer) -> str:
