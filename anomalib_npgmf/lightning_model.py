@@ -24,6 +24,7 @@ from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
@@ -119,19 +120,21 @@ class Npgmf(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
-        structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
-        logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
-        post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        with speak_plainly():
+            given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
+            logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
+            overrides = {name: given[name] for name in OVERRIDABLE}
+            self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
+            model = NpgmfModel(self.settings)
+            post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
         super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
         adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
         self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
-        self.model: NpgmfModel = NpgmfModel(self.settings)
+        self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded

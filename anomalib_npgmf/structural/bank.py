@@ -194,7 +194,9 @@ class MemoryBank(nn.Module):
             bank = reduce(bank, self.basis)
         self.embeddings = bank.to(self.dtype)
         if not bool(self.embeddings.isfinite().all()):
-            msg = f"The reduced patches exceed the range of {self.dtype}; store the bank in float32."
+            narrow = self.dtype != torch.float32
+            advice = "store the bank in float32" if narrow else "check the images and the backbone's weights"
+            msg = f"The patches of the bank exceed the range of {self.dtype}; {advice}."
             raise ValueError(msg)
         self.norms = self.embeddings.float().square().sum(dim=1)
 

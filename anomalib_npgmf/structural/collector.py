@@ -73,9 +73,10 @@ class PatchCollector:
                 continue
             converted = block.detach().to(self.dtype)
             if not bool(converted.isfinite().all()):
+                advice = "" if self.dtype == torch.float32 else ", or store the bank in float32"
                 msg = (
                     f"The patches of image {key!r} hold NaN or Inf in {self.dtype}; "
-                    "check the image and the backbone's weights, or store the bank in float32."
+                    f"check the image and the backbone's weights{advice}."
                 )
                 raise ValueError(msg)
             self.counts[key] = len(converted)
