@@ -9,13 +9,14 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed"}
+BASE = {"backbone", "distributed", "disk"}
 ALLOWED = {
     "distributed": set(),
-    "backbone": {"distributed"},
+    "disk": set(),
+    "backbone": {"distributed", "disk"},
     **dict.fromkeys(PARTS, BASE),
-    "metrics": {"distributed"},
-    "data": {"host"},  # the compatibility list names what it works around
+    "metrics": {"distributed", "disk"},
+    "data": {"disk", "host"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone"},
     "torch_model": {*PARTS, *BASE, "config"},
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import BranchMaps
@@ -117,7 +118,7 @@ class NpgmfVisualizer(ImageVisualizer):
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            write_picture(path, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8))
         del batch.branch_maps  # a list of predictions would keep them all in memory
 
     on_predict_batch_end = on_test_batch_end

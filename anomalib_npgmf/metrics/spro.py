@@ -14,6 +14,7 @@ import torch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
 
+from anomalib_npgmf.disk import reserve
 from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.functional import check_limit
@@ -159,7 +160,7 @@ def _to_file(source: Tensor, maps: Tensor) -> Tensor:
     global _last_file
     if _last_file[0]() is not source:
         with tempfile.TemporaryFile() as file:
-            file.truncate(maps.nbytes)
+            reserve(file, maps.nbytes, tempfile.gettempdir())
             mapped = mmap.mmap(file.fileno(), maps.nbytes)
         stored = torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape)
         stored.copy_(maps)
