@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     global _last
     digest = hashlib.blake2b(repr(limit).encode())
     for path, scores in maps.items():
-        digest.update(f"{path} {tuple(scores.shape)} {scores.dtype}".encode())
+        digest.update(os.fsencode(path) + f" {tuple(scores.shape)} {scores.dtype}".encode())
         digest.update(scores.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
         _release_pages()
     if _last[0] != digest.digest():
