@@ -9,15 +9,16 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed", "fields", "precision"}
+BASE = {"backbone", "distributed", "disk", "fields", "precision"}
 ALLOWED = {
     "distributed": set(),
+    "disk": set(),
     "fields": set(),
     "precision": set(),
-    "backbone": {"distributed", "precision"},
+    "backbone": {"distributed", "disk", "precision"},
     **dict.fromkeys(PARTS, BASE),
-    "metrics": {"distributed"},
-    "data": {"host", "fields"},  # the compatibility list names what it works around
+    "metrics": {"distributed", "disk"},
+    "data": {"disk", "host", "fields"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone", "fields"},
     "torch_model": {*PARTS, *BASE, "config"},
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
 from anomalib_npgmf.host.places import picture_path
 from anomalib_npgmf.merging.rule import MapMerger
@@ -112,7 +113,7 @@ class NpgmfVisualizer(ImageVisualizer):
         for index, picture in enumerate(self.draw(pl_module, batch)):
             paths = batch.image_path
             path = picture_path(paths[index] if paths is not None else f"{index}.png", self.output_dir, datamodule)
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            write_picture(path, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8))
         del batch.branch_maps  # a list of predictions would keep them all in memory
 
     on_predict_batch_end = on_test_batch_end
