@@ -31,6 +31,7 @@ from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
+from anomalib_npgmf.host.report import Report
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
@@ -184,8 +185,8 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`; without a visualizer that draws them, predictions do not keep the maps of the branches."""
-        drawn = isinstance(self.visualizer, NpgmfVisualizer)
+        """As `test_step`; without a report, which takes them off, predictions do not keep the maps of the branches."""
+        drawn = self.visualizer is not None
         return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -217,10 +218,11 @@ class Npgmf(AnomalibModule):
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Reading of 16-bit images, preparation of a fit, anomalib's callbacks, the summary before the visualizer."""
+        """16-bit images, preparation of a fit, anomalib's; a summary before the visualizer and a report after it."""
         callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
         last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
-        return [*callbacks[:last], TestSummary(), *callbacks[last:]]
+        report = [Report()] if last < len(callbacks) else []  # after the visualizer
+        return [*callbacks[:last], TestSummary(), *callbacks[last:], *report]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""

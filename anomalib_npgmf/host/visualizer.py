@@ -107,16 +107,24 @@ class NpgmfVisualizer(ImageVisualizer):
     ) -> None:
         """Save the pictures of a batch."""
         del outputs, batch_idx, dataloader_idx
+        for index, picture in enumerate(self.draw(pl_module, batch)):
+            paths = batch.image_path
+            path = self.file_of(trainer, paths[index] if paths is not None else f"{index}.png")
+            write_picture(path, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8))
+
+    on_predict_batch_end = on_test_batch_end
+
+    def file_of(self, trainer: Trainer, path: str) -> Path:
+        """Where the picture of an image is saved, in a folder that exists.
+
+        Args:
+            trainer: The trainer; its run's folder is used unless ``output_dir`` says otherwise.
+            path: The image's file.
+        """
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        for index, picture in enumerate(self.draw(pl_module, batch)):
-            paths = batch.image_path
-            path = picture_path(paths[index] if paths is not None else f"{index}.png", self.output_dir, datamodule)
-            write_picture(path, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8))
-        del batch.branch_maps  # a list of predictions would keep them all in memory
-
-    on_predict_batch_end = on_test_batch_end
+        return picture_path(path, Path(self.output_dir), datamodule)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the pictures are."""
