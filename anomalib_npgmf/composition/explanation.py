@@ -59,6 +59,18 @@ class Explanation(NamedTuple):
         ).replace("%", " %")
 
     @property
+    def reason(self) -> str:
+        """`text` without what only the makers of a model need.
+
+        Example:
+            >>> mask = torch.zeros(2, 2, dtype=torch.bool)
+            >>> Explanation(4, 16, 0, 7, 0.02, 0.05, mask, "lower left quarter").reason
+            'less of code 7 than normal in the lower left quarter (2.0 % instead of 5.0 %)'
+        """
+        where = "" if self.place == "image" else f" in the {self.place}"
+        return f"{self._what}{where} ({self.share:.1%} instead of {self.normal_share:.1%})".replace("%", " %")
+
+    @property
     def _what(self) -> str:
         more = self.share > self.normal_share
         found, usual = self.regions or (0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ class CodeHistograms(nn.Module):
         squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
         surplus = squared.view(-1, 1, 1, 1)
         evidence = []
-        known = self._modules.get("examples") or [None] * len(self.inputs)
+        known: Sequence[Any] = [None] * len(self.inputs) if "examples" not in self._modules else list(self.examples)
         for index, weight, codes, variation, examples in zip(
             self.inputs, self._weights, self.codes, self.variations, known, strict=True
         ):

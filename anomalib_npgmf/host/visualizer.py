@@ -168,10 +168,11 @@ class NpgmfVisualizer(ImageVisualizer):
                     scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
                 named[f"{name} map"] = heat_map(image, self._resize(scores), threshold=threshold)
             if index in explanations:
-                marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
-                named[f"composition map, code {explanations[index].code}"] = marked
-                if explanations[index].patches is not None:
-                    named[f"normal patches, code {explanations[index].code}"] = self._tiled(explanations[index].patches)
+                found = explanations[index]
+                marked = outline(named.pop("composition map"), found.mask.cpu().numpy(), WHITE)
+                named[f"composition map, code {found.code}"] = marked
+                if found.patches is not None:
+                    named[f"normal patches, code {found.code}"] = self._tiled(found.patches)
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
             if branch_maps.reconstruction is not None:
                 named["reconstruction"] = self._picture(
