@@ -222,6 +222,14 @@ def test_the_slower_process_keeps_the_faster_ones_images(tmp_path: Path, monkeyp
         ({"image_size": (256, 63)}, "at least 64 pixels"),
         ({"image_size": (256, 256, 3)}, "one side or"),
         ({"seed": -1}, "not negative"),
+        ({"seed": None}, "seed is None; give a whole number"),
+        ({"num_train": "5"}, "num_train is '5'; give a whole number"),
+        ({"num_test_good": 2.5}, r"num_test_good is 2\.5; give a whole number"),
+        ({"num_validation": True}, "num_validation is True; give a whole number"),
+        ({"category": ["cable_pairs"]}, "Unknown category"),
+        ({"image_size": "256"}, "one side or"),
+        ({"image_size": (256, 2.5)}, "one side or"),
+        ({"image_size": None}, "one side or"),
     ],
 )
 def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:

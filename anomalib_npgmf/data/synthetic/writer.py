@@ -53,7 +53,8 @@ class DrawingPlan:
         seed: Random seed. Image k of a folder does not depend on the number of images.
 
     Raises:
-        ValueError: If the category is unknown, the images are too small, a count is below one or the seed negative.
+        ValueError: If the category is unknown, the images are too small, a count is below one, the seed negative or a
+            value of another type.
 
     Example:
         >>> DrawingPlan("loose_screws", (256, 256), 60, 20, 20, 20, 0, seed=0)
@@ -71,13 +72,17 @@ class DrawingPlan:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.category not in SCENES:
+        if not isinstance(self.category, str) or self.category not in SCENES:
             msg = f"Unknown category {self.category!r}; choose one of {', '.join(SCENES)}."
             raise ValueError(msg)
-        if len(self.image_size) != 2 or min(self.image_size) < MIN_SIDE:
+        size = self.image_size if isinstance(self.image_size, (tuple, list)) else ()
+        if len(size) != 2 or not all(map(_is_whole, size)) or min(size) < MIN_SIDE:
             msg = f"image_size is {self.image_size}; give one side or (height, width), each at least {MIN_SIDE} pixels."
             raise ValueError(msg)
         for name, count in asdict(self).items():
+            if (name.startswith("num_") or name == "seed") and not _is_whole(count):
+                msg = f"{name} is {count!r}; give a whole number."
+                raise ValueError(msg)
             if name.startswith("num_") and count < 1:
                 msg = f"{name} is {count}; draw at least 1 image."
                 raise ValueError(msg)
@@ -94,6 +99,10 @@ class DrawingPlan:
             "test/logical_anomalies": (self.num_test_logical, "logical_anomalies"),
             "test/structural_anomalies": (self.num_test_structural, "structural_anomalies"),
         }
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
