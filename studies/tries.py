@@ -167,7 +167,7 @@ def arguments(folder: Path, _rng: np.random.Generator, _count: int) -> Iterator[
             yield Try("SyntheticLOCO", "arguments", call, right)
     _drawn(folder / "loco")
     write_maps(folder / "maps", folder / "loco" / "cable_pairs")
-    for value in (*PLAIN, *([value] for value in PLAIN), 0.05):
+    for value in (*(value for value in PLAIN if value != [1]), *([value] for value in PLAIN), 0.05):  # 1 is a limit
         call = partial(evaluate_loco, folder / "loco", "cable_pairs", folder / "maps", value)
         yield Try("evaluate_loco", "arguments", call)
 
