@@ -255,7 +255,7 @@ class Npgmf(AnomalibModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
         """As anomalib's; ValueError if the file is damaged, foreign or of another architecture."""
-        with readable(checkpoint_path, kwargs):
+        with readable(checkpoint_path, cls, kwargs):
             model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         assert isinstance(model, cls)
         return model

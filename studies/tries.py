@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from _common import Row, run_part, save, section
+from _common import Row, load, run_part, save, source, table
 from _tries import (
+    COUNTS,
     PLAIN,
     Bad,
     changed_checkpoints,
@@ -140,7 +142,7 @@ def data_sets(folder: Path, rng: np.random.Generator, count: int) -> Iterator[Tr
     plan.prepare_data()
     write_maps(intact / "maps", intact / "data" / "cable_pairs")
     right = evaluate_loco(intact / "data", "cable_pairs", intact / "maps")
-    for number in range(count):
+    for number in range(3 * count):  # they are small
         root = folder / str(number)
         shutil.copytree(intact, root)
         bad: Bad | None = spoil_data(root, rng)
@@ -158,6 +160,25 @@ def arguments(folder: Path, _rng: np.random.Generator, _count: int) -> Iterator[
     for path in paths:
         yield Try("describe", "arguments", partial(describe, path), errors=errors)
         yield Try("load_from_checkpoint", "arguments", partial(Npgmf.load_from_checkpoint, path), errors=errors)
+    right = sorted(path.name for path in _drawn(folder / "right").rglob("*"))
+    for name in ("category", "image_size", "seed", *COUNTS):
+        for number, value in enumerate(value for value in PLAIN if not (isinstance(value, int) and value > 1)):
+            call = partial(_names, folder / f"{name}{number}", **{name: value})
+            yield Try("SyntheticLOCO", "arguments", call, right)
+    _drawn(folder / "loco")
+    write_maps(folder / "maps", folder / "loco" / "cable_pairs")
+    for value in (*(value for value in PLAIN if value != [1]), *([value] for value in PLAIN), 0.05):  # 1 is a limit
+        call = partial(evaluate_loco, folder / "loco", "cable_pairs", folder / "maps", value)
+        yield Try("evaluate_loco", "arguments", call)
+
+
+def _drawn(root: Path, **arguments: Any) -> Path:
+    SyntheticLOCO(root, **{"category": "cable_pairs", "image_size": 64, **COUNTS, **arguments}).prepare_data()
+    return root
+
+
+def _names(root: Path, **arguments: Any) -> list[str]:
+    return sorted(path.name for path in _drawn(root, **arguments).rglob("*"))
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -182,9 +203,12 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print the results."""
-    del args
-    print(section("tries"))
+    """Print the results by function."""
+    result = load("tries", args.out)
+    rows = pd.DataFrame(result["rows"]).drop(columns="input").groupby("function", sort=False).sum().reset_index()
+    total = rows.sum(numeric_only=True).to_dict() | {"function": "together"}
+    print(table([*rows.to_dict("records"), total]))
+    print(f"\n{source(result)}")
 
 
 if __name__ == "__main__":

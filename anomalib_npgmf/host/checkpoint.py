@@ -59,11 +59,12 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
 
 
 @contextmanager
-def readable(path: str | Path, arguments: Iterable[str] = ()) -> Iterator[None]:
+def readable(path: str | Path, model: type[AnomalibModule], arguments: Iterable[str] = ()) -> Iterator[None]:
     """Check a checkpoint's file, and turn what else goes wrong in loading it into one sentence.
 
     Args:
         path: The file.
+        model: Class of the model.
         arguments: Names of the arguments that the user gives beside it. Lightning ignores those that it does not know.
 
     Raises:
@@ -72,18 +73,18 @@ def readable(path: str | Path, arguments: Iterable[str] = ()) -> Iterator[None]:
         ValueError: If the file is truncated, damaged, foreign or of another architecture.
 
     Example:
-        >>> with readable("a.ckpt"):
+        >>> with readable("a.ckpt", AnomalibModule):
         ...     raise EOFError
         Traceback (most recent call last):
         ...
         ValueError: a.ckpt cannot be read as a checkpoint (EOFError); it is truncated or foreign: copy it again or ...
     """
-    import anomalib_npgmf
-
-    functions = (anomalib_npgmf.Npgmf.__init__, AnomalibModule.load_from_checkpoint)
+    functions = (model.__init__, AnomalibModule.load_from_checkpoint)
     known = {name for function in functions for name in signature(function).parameters}
     if unknown := sorted(set(arguments) - known):
-        msg = f"Npgmf has no argument {', '.join(unknown)}; see help(anomalib_npgmf.Npgmf) for those that it has."
+        msg = (
+            f"{model.__name__} has no argument {', '.join(unknown)}; see help({model.__name__}) for those that it has."
+        )
         raise TypeError(msg)
     checked = False
     try:

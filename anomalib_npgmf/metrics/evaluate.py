@@ -83,8 +83,8 @@ def evaluate_with_curves(
         FileNotFoundError: As ``evaluate_loco``.
         ValueError: As ``evaluate_loco``.
     """
-    if not limits:
-        raise ValueError("Give at least one false positive rate limit, such as 0.05.")
+    if not isinstance(limits, Sequence) or not limits:
+        raise ValueError("Give at least one false positive rate limit, such as [0.05].")
     for limit in limits:
         check_limit(limit)
     images = list_test_images(Path(dataset_root) / category)

@@ -114,10 +114,10 @@ def check_limit(limit: float) -> None:
         limit: Largest false positive rate.
 
     Raises:
-        ValueError: If the limit is outside (0, 1].
+        ValueError: If the limit is no number in (0, 1].
     """
-    if not 0 < limit <= 1:
-        raise ValueError(f"The false positive rate limit must lie in (0, 1], got {limit}; the usual one is 0.05.")
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= 1:
+        raise ValueError(f"The false positive rate limit must lie in (0, 1], got {limit!r}; the usual one is 0.05.")
 
 
 def _spro_update(scores: FloatArray, mask: BoolArray, saturation_area: int) -> FloatArray:

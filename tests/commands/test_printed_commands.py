@@ -43,6 +43,7 @@ NOT_RUN = {
         "trains at full size"
     ),
     "python studies/spro.py measure": "measures at full size",
+    "python studies/tries.py measure": "makes two thousand tries",
     "python studies/latency.py presets": "measures at full size",
 }
 INSTALLATION = ("pip install ", ".venv/bin/pip install ", "python3 -m venv ")  # what .ci/run does

@@ -222,8 +222,9 @@ def test_the_slower_process_keeps_the_faster_ones_images(tmp_path: Path, monkeyp
         ({"image_size": (256, 63)}, "image_size must be a whole number from 64 "),
         ({"image_size": (256, 256, 3)}, "or a list of 2"),
         ({"seed": -1}, "seed must be a whole number from 0 on, not -1"),
+        ({"category": ["cable_pairs"]}, "category must be a text"),
     ],
 )
 def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         SyntheticLOCO(root=tmp_path, **arguments)  # type: ignore[arg-type]

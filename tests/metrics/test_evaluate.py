@@ -305,8 +305,11 @@ def test_bad_limits_are_explained(category: Category) -> None:
     write_maps(category)
     with pytest.raises(ValueError, match="at least one"):
         evaluate(category, [])
-    with pytest.raises(ValueError, match="must lie in"):
-        evaluate(category, [0.05, 2])
+    for wrong in (2, "0.05", None, True, float("nan")):
+        with pytest.raises(ValueError, match="must lie in"):
+            evaluate(category, [0.05, wrong])
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate(category, 0.05)
 
 
 def command(category: Category, *more: str) -> list[str]:
