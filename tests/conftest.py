@@ -11,6 +11,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
+
+# the same examples in every run
+settings.register_profile("stable", derandomize=True, deadline=None, database=None)
+settings.load_profile("stable")
 
 # a start-up module for the processes of printed commands, none of this one's
 collect_ignore = ["commands/small"]
