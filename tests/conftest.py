@@ -1,37 +1,41 @@
 """Every test runs offline and on one thread, also in the processes it starts."""
 
+import atexit
 import os
-import socket
-from collections.abc import Callable
-from typing import Any
+import runpy
+import shutil
+import tempfile
+from pathlib import Path
+
+OFFLINE = Path(__file__).parent / "offline"
 
 # before torch is imported, and inherited by child processes
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "NPGMF_TEST_CACHE" not in os.environ:  # one for all processes of a run
+    os.environ["NPGMF_TEST_CACHE"] = tempfile.mkdtemp(prefix="npgmf-cache-")
+    atexit.register(shutil.rmtree, os.environ["NPGMF_TEST_CACHE"], ignore_errors=True)
+for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+    os.environ[name] = f"{os.environ['NPGMF_TEST_CACHE']}/{name.lower()}"
+    Path(os.environ[name]).mkdir(exist_ok=True)
+# not a fixture, so that it holds for doctests and for code that runs at import as well
+if str(OFFLINE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+    runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
-# a start-up module for the processes of printed commands, none of this one's
-collect_ignore = ["commands/small"]
+# the same examples in every run
+settings.register_profile("stable", derandomize=True, deadline=None, database=None)
+settings.load_profile("stable")
 
-
-def _local_only(connect: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a connect method of sockets reach this machine only; anything else fails the test."""
-
-    def guarded(self: socket.socket, address: Any) -> Any:
-        # an address is a path for AF_UNIX and a tuple that starts with the host for the internet families
-        if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
-            pytest.fail(f"a test tried to connect to {address[0]}; tests must run without a network")
-        return connect(self, address)
-
-    return guarded
+# start-up modules of processes
+collect_ignore = ["commands/small", "offline"]
 
 
 def pytest_configure() -> None:
-    # not a fixture, so that it holds for doctests and for code that runs at import as well
-    socket.socket.connect = _local_only(socket.socket.connect)  # type: ignore[method-assign]
-    socket.socket.connect_ex = _local_only(socket.socket.connect_ex)  # type: ignore[method-assign]
     torch.set_num_threads(1)
 
 

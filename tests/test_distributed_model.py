@@ -18,7 +18,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the states after training with two processes and with one."""
     root = tmp_path_factory.mktemp("distributed")
     draw_category(root / "data", train=_distributed_run.IMAGES + 1)  # one image calibrates
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, os.environ["PYTHONPATH"]])}
     command = [sys.executable, _distributed_run.__file__, str(root / "data"), str(root), "2"]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
