@@ -107,7 +107,7 @@ class CodeHistograms(nn.Module):
         Raises:
             ValueError: If there are too few images or patches.
         """
-        squared = torch.zeros(len(maps[0]))
+        squared = torch.zeros(len(maps[0]), device="cpu")
         for index, weight, codes, variation in zip(
             self.inputs, self._weights, self.codes, self.variations, strict=True
         ):
