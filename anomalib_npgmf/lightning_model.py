@@ -27,7 +27,7 @@ from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.engine import adapt_engine
-from anomalib_npgmf.host.fit import PrepareFit, losses_of
+from anomalib_npgmf.host.fit import PrepareFit, losses_of, restore_category
 from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
@@ -204,6 +204,7 @@ class Npgmf(AnomalibModule):
     calibrate = calibrate_model
 
     learning_type = LearningType.ONE_CLASS
+    caption = ""  # what the text prior embeds: the prompt, or what the category is called
     trainer_arguments: ClassVar[dict[str, Any]] = {}  # these would override what the user chose
 
     @property
@@ -249,7 +250,7 @@ class Npgmf(AnomalibModule):
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)
         resize_data(self)
-        self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
+        restore_category(self, checkpoint[KEY])
         self.weights_ready = True
 
     @classmethod

@@ -159,9 +159,10 @@ class Backbone(nn.Module):
 
         Read from one pass of noise; the decoder ends its levels alike.
         """
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         size = (64, 64) if self._transformer is None else self._transformer.image_size
-        noise = torch.randn(1, 3, *size, generator=generator)
+        # Drawn on the CPU, whatever the default device, and the same for every device.
+        noise = torch.randn(1, 3, *size, generator=generator, device="cpu").to(next(self._features.parameters()).device)
         return tuple(bool((feature >= 0).all()) for feature in self(noise))
 
     def forward(self, image: Tensor) -> list[Tensor]:

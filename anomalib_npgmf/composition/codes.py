@@ -99,7 +99,8 @@ class SoftCodes(nn.Module):
 
 
 def _sample(patches: Tensor, seed: int) -> Tensor:
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:_MAX_PATCHES]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(patches), generator=generator, device="cpu")[:_MAX_PATCHES]
     return patches[order.to(patches.device)].float().cpu()
 
 

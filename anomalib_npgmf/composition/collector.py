@@ -80,5 +80,6 @@ class FeatureCollector:
 
 
 def _directions(channels: int) -> Tensor:
-    gaussian = torch.randn(channels, _MAX_CHANNELS, generator=torch.Generator().manual_seed(channels))
+    generator = torch.Generator("cpu").manual_seed(channels)
+    gaussian = torch.randn(channels, _MAX_CHANNELS, generator=generator, device="cpu")
     return torch.linalg.qr(gaussian).Q

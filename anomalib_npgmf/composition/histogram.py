@@ -117,7 +117,7 @@ class CodeHistograms(nn.Module):
         Raises:
             ValueError: If there are too few images or patches.
         """
-        squared = torch.zeros(len(maps[0]))
+        squared = torch.zeros(len(maps[0]), device="cpu")
         every = math.ceil(len(thumbnails) / _EXAMPLE_IMAGES)
         for index, weight, codes, variation, examples in zip(
             self.inputs, self._weights, self.codes, self.variations, self.examples, strict=True

@@ -147,7 +147,8 @@ class CompositionBranch(nn.Module):
         self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
         largest = self._standardise(distances.to(self.mean).T).amax(dim=1)
         variance, mean = torch.var_mean(largest, correction=0)
-        self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
+        count = len(largest)
+        self.cv_stats[0], self.cv_stats[1], self.cv_stats[2] = count, mean, count * variance
 
     @in_single_precision
     def forward(

@@ -96,9 +96,10 @@ def cross_validated(vectors: Tensor) -> Tensor:
     squared = vectors.new_zeros(count)
     if count < 3:
         return squared
-    variation = NormalVariation(books, size).to(vectors)
+    with vectors.device:
+        variation = NormalVariation(books, size).to(vectors)
     folds = min(count, _MOST_FOLDS)
-    fold_of = torch.arange(count) % folds
+    fold_of = torch.arange(count, device=vectors.device) % folds
     for fold in range(folds):
         chosen = fold_of == fold
         variation.fit(vectors[~chosen])

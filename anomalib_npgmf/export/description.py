@@ -42,7 +42,7 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         "merging": module.settings.merging,
         "weights": None if merger.maximum or module.settings.branches != "both" else merger.weights,
         "category": module.category,
-        "prompt": module.prompt,
+        "prompt": module.caption or module.prompt,
         "image_size": list(module.settings.image_size),
         "logical_image_size": list(module.settings.logical_image_size),
         "structural_image_size": list(module.settings.structural_image_size),

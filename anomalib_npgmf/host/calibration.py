@@ -114,7 +114,7 @@ class Calibrator:
             merged = self._model.merger(maps)
             found += zip(merged.scores.tolist(), merged.maps.amax(dim=(1, 2, 3)).tolist(), strict=True)
         self._model.train(training)
-        scores, peaks = torch.tensor(gather_list(found)).T
+        scores, peaks = torch.tensor(gather_list(found), device="cpu").T
         return scores, peaks
 
 

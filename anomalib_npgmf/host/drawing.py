@@ -80,7 +80,7 @@ def to_rgb(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> P
         >>> to_rgb(torch.zeros(3, 1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).ravel().tolist()
         [124, 116, 104]
     """
-    scale, shift = (torch.tensor(values).view(3, 1, 1) for values in (std, mean))
+    scale, shift = (torch.tensor(values, device="cpu").view(3, 1, 1) for values in (std, mean))
     rgb = (normalised.float().cpu() * scale + shift).clamp(0, 1) * 255
     return np.asarray(rgb.round().byte().permute(1, 2, 0).numpy(), dtype=np.uint8)
 

@@ -48,11 +48,11 @@ class PrepareFit(Callback):
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Load weights and embed the category, unless restored from a checkpoint, which is loaded after `setup`."""
+        """Load weights and embed the category, unless a checkpoint, which is loaded after `setup`, brought them."""
         if not pl_module.weights_ready:
             pl_module.model.load_weights()
-            embed_category(pl_module, category_of(trainer))
             pl_module.weights_ready = True
+        embed_category(pl_module, category_of(trainer))
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -109,7 +109,9 @@ def category_of(trainer: Trainer) -> str:
 
 
 def embed_category(module: "Npgmf", category: str) -> None:
-    """Give the text prior CLIP's embedding of the caption (section III-A2); without effect for other text priors.
+    """Give the text prior CLIP's embedding of the caption (section III-A2), unless it has it.
+
+    Without effect for other text priors.
 
     Raises:
         ValueError: If neither caption nor category is known.
@@ -117,16 +119,30 @@ def embed_category(module: "Npgmf", category: str) -> None:
     if module.model.logical is None or module.settings.text_prior != "clip":
         return
     assert module.model.logical.text_prior is not None
-    caption = module.prompt or caption_of(category)
+    caption = module.prompt or caption_of(category) or module.caption
     if not caption:
         msg = "The text prior needs the category's name, which the data module does not give; set prompt."
         raise ValueError(msg)
-    module.prompt = caption
+    if caption == module.caption:
+        return
     config = module.settings.logical
     captions = captions_of(caption, config.captions)
     logger.info("Text prior: %s", captions)
+    module.caption = caption
     embedding = encode_caption(*captions, model_name=config.clip_model, weights=module.clip_weights)
     module.model.logical.text_prior.set_embedding(embedding)
+
+
+def restore_category(module: "Npgmf", metadata: dict[str, Any]) -> None:
+    """What a checkpoint says of the category, its caption and the user's own prompt, if that is another one.
+
+    Args:
+        module: The model.
+        metadata: See `anomalib_npgmf.export.describe`.
+    """
+    module.category, module.caption = metadata["category"], metadata["prompt"] or ""
+    if module.caption != caption_of(module.category):
+        module.prompt = metadata["prompt"]
 
 
 def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: bool = True) -> DataLoader[Any]:

@@ -160,14 +160,15 @@ class Codebook(nn.Module):
             seed: Random seed.
         """
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
-        sample = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:_MAX_VECTORS]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        sample = torch.randperm(len(vectors), generator=generator, device="cpu")[:_MAX_VECTORS]
         # float64, because scikit-learn's threads add in no fixed order: in float32 the result would vary between runs.
         points = vectors[sample.to(vectors.device)].double().cpu()
         means, size = points.unique(dim=0), len(self.codes)
         if len(means) > size:
             kmeans = KMeans(size, n_init=1, max_iter=iterations, random_state=seed).fit(points.numpy())
             means = torch.from_numpy(kmeans.cluster_centers_)
-        self.codes.copy_(means[torch.arange(size) % len(means)])
+        self.codes.copy_(means[torch.arange(size, device=means.device) % len(means)])
         self.reset_usage()
 
     @torch.no_grad()
@@ -188,7 +189,8 @@ class Codebook(nn.Module):
         if dead:
             points = z.permute(0, 2, 3, 1).flatten(0, 2)
             start, total = rank_offset(len(points))
-            rows = (torch.randint(total, (len(dead),), generator=generator) - start).to(points.device)
+            rows = torch.randint(total, (len(dead),), generator=generator, device="cpu")
+            rows = (rows - start).to(points.device)
             own = (rows >= 0) & (rows < len(points))
             chosen = self.codes.new_zeros(len(dead), self.codes.shape[1])
             chosen[own] = points[rows[own]].to(chosen)

@@ -121,7 +121,7 @@ class LogicalBranch(nn.Module):
         )
         self.loss = LogicalLoss(config)
         self._renew = False  # whether an epoch has ended since the last training pass
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator("cpu").manual_seed(0)
 
     def standardise(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Normalise each channel to mean 0 and standard deviation 1 over training images, if ``config.standardise``.

@@ -48,7 +48,8 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
             found += zip(merged.amax((1, 2, 3)).tolist(), maps["distance"].tolist(), pixels, strict=True)
         scores, distances, samples = zip(*gather_list(found), strict=True)
         level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_LEVEL))
-        merger.composition.calibrate(torch.tensor(scores), torch.tensor(distances), cv_stats, normal_level=level)
+        peaks, composed = (torch.tensor(values, device="cpu") for values in (scores, distances))
+        merger.composition.calibrate(peaks, composed, cv_stats, normal_level=level)
 
 
 def to_device(batches: Sequence[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -137,7 +137,7 @@ def draw_projection(num_points: int, dim: int, seed: int) -> tuple[Tensor | None
     """
     rows = max(1, int(johnson_lindenstrauss_min_dim(num_points, eps=_DISTORTION)))
     random = np.random.RandomState(seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         matrix = torch.zeros(rows, dim) if rows < dim else None
         for row in () if matrix is None else matrix:

@@ -190,6 +190,40 @@ def test_codebooks_start_from_images_of_all_files(
     assert max(seen[0]) > "006", "not the first files alone"
 
 
+def test_a_second_fit_embeds_its_own_category(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions: list[str] = []
+
+    def encode(caption: str, **kwargs: Any) -> torch.Tensor:
+        captions.append(caption)
+        return torch.full((512,), float(len(captions)))
+
+    def fit_to(model: Npgmf, name: str, **changes: Any) -> float:
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(category)  # the same images by another name
+        datamodule = mvtec(tmp_path, name)
+        engine = make_engine(tmp_path, limit_train_batches=1)
+        engine.fit(model, datamodule=datamodule, **changes)
+        engine.trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
+        assert model.model.logical is not None
+        assert model.model.logical.text_prior is not None
+        return model.model.logical.text_prior.embedding[0].item()
+
+    monkeypatch.setattr(fit, "encode_caption", encode)
+    options = {"branches": "logical", "text_prior": "clip", "visualizer": False}
+    model = make_model(**options)
+    assert [fit_to(model, name) for name in ("red_box", "red_box", "tea_pot")] == [1, 1, 2]
+    assert captions == ["Red Box", "Tea Pot"]
+    assert model.describe()["prompt"] == "Tea Pot"
+    restored = Npgmf.load_from_checkpoint(tmp_path / "red_box.ckpt")
+    restored.visualizer = None
+    assert [fit_to(restored, name) for name in ("red_box", "cup")] == [1, 3]
+    mine = make_model(prompt="A cup", **options)
+    assert [fit_to(mine, name) for name in ("cup", "tea_pot")] == [4, 4], "the user's prompt serves every category"
+    again = make_model(**options)
+    assert fit_to(again, "tea_pot", ckpt_path=tmp_path / "tea_pot.ckpt") == 4
+    assert captions == ["Red Box", "Tea Pot", "Cup", "A cup"]
+
+
 def test_fitting_twice_sets_the_same_images_aside(category: Path, tmp_path: Path) -> None:
     datamodule = mvtec(category.parent)
     aside: list[list[str]] = []

@@ -1,12 +1,14 @@
 """Eqs. 3 to 7 by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomalib_npgmf.logical.config import LogicalConfig
-from anomalib_npgmf.logical.loss import LogicalLoss, cosine_distance_map, feature_loss, logical_map
+from anomalib_npgmf.logical.loss import LogicalLoss, check_finite, cosine_distance_map, feature_loss, logical_map
 
 
 def column(*vectors: tuple[float, float]) -> torch.Tensor:
@@ -71,3 +73,22 @@ def test_total_is_weighted() -> None:
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(
         {"feature": 1.0, "image": 4.0, "codebook": 0.25, "loss": 2 * 1.0 + 3 * 4.0 + 5 * 0.25}
     )
+
+
+def test_losses_are_checked_in_one_transfer() -> None:
+    """Each number that the host reads makes it wait for the GPU."""
+    read: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default:
+                read.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    names = ("loss", "feature", "image", "codebook")
+    with Reads():
+        check_finite({name: torch.tensor(1.0) for name in names}, 0)
+    assert read == [], "the four are read as one tensor"
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(RuntimeError, match=f"The image loss became {value} in epoch 7"):
+            check_finite({name: torch.tensor(value if name == "image" else 1.0) for name in names}, 7)
