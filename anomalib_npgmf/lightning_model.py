@@ -24,11 +24,14 @@ from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
+from anomalib_npgmf.host.report import Report
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
@@ -118,18 +121,21 @@ class Npgmf(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
-        structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
-        logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
-        post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        with speak_plainly():
+            given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
+            logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
+            overrides = {name: given[name] for name in OVERRIDABLE}
+            self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
+            model = NpgmfModel(self.settings)
+            post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
         super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
+        adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
         self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
-        self.model: NpgmfModel = NpgmfModel(self.settings)
+        self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded
@@ -179,8 +185,8 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`; without a visualizer that draws them, predictions do not keep the maps of the branches."""
-        drawn = isinstance(self.visualizer, NpgmfVisualizer)
+        """As `test_step`; without a report, which takes them off, predictions do not keep the maps of the branches."""
+        drawn = self.visualizer is not None
         return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -212,10 +218,11 @@ class Npgmf(AnomalibModule):
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Reading of 16-bit images, preparation of a fit, anomalib's callbacks, the summary before the visualizer."""
+        """16-bit images, preparation of a fit, anomalib's; a summary before the visualizer and a report after it."""
         callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
         last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
-        return [*callbacks[:last], TestSummary(), *callbacks[last:]]
+        report = [Report()] if last < len(callbacks) else []  # after the visualizer
+        return [*callbacks[:last], TestSummary(), *callbacks[last:], *report]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""
@@ -247,8 +254,8 @@ class Npgmf(AnomalibModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
-        """As anomalib's; ValueError if the file is truncated, foreign or of another architecture."""
-        with readable(checkpoint_path):
+        """As anomalib's; ValueError if the file is damaged, foreign or of another architecture."""
+        with readable(checkpoint_path, kwargs):
             model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         assert isinstance(model, cls)
         return model
@@ -260,6 +267,7 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
+        self.model.merger.output_size = self.model.config.image_size  # files of before version 0.2 lack it
         rename_attributes(self.model.composition, self.model.merger.composition)
         if "dilations" not in vars(self.settings.logical):
             self.settings = former_choices(self.settings)

@@ -9,14 +9,16 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed", "fields"}
+BASE = {"backbone", "distributed", "disk", "fields", "precision"}
 ALLOWED = {
     "distributed": set(),
+    "disk": set(),
     "fields": set(),
-    "backbone": {"distributed"},
+    "precision": set(),
+    "backbone": {"distributed", "disk", "precision"},
     **dict.fromkeys(PARTS, BASE),
-    "metrics": {"distributed"},
-    "data": {"host", "fields"},  # the compatibility list names what it works around
+    "metrics": {"distributed", "disk"},
+    "data": {"disk", "host", "fields"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone", "fields"},
     "torch_model": {*PARTS, *BASE, "config"},
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},

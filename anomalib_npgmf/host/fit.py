@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from anomalib_npgmf.backbone.cache import open_cache
+from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
+from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
@@ -33,12 +35,14 @@ class PrepareFit(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Set calibration images aside, and adapt the trainer."""
+        """Check the trainer; for a fit also set calibration images aside, and adapt the trainer."""
+        check_precision(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)
-        bank = [name for name, _ in pl_module.named_buffers() if name.startswith("model.structural.bank.")]
-        adapt_strategy(trainer.strategy, pl_module, unchanging=bank)
+        fitted = ("model.structural.bank.", "model.composition.")
+        unchanging = [name for name, _ in pl_module.named_buffers() if name.startswith(fitted)]
+        adapt_strategy(trainer.strategy, pl_module, unchanging=unchanging)
         pl_module.category = category_of(trainer)
         datamodule = getattr(trainer, "datamodule", None)
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
@@ -187,13 +191,15 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     structural, composition = module.model.structural, module.model.composition
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
-    for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
-        features = module.model.features(module.normalised(batch.image.to(module.device)))
-        keys = [str(path) for path in batch.image_path]
-        if structural is not None:
-            structural.collect(features.structural, keys)
-        if composition is not None:
-            composition.collect(features.composition, keys)
+    with raise_together():
+        for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
+            images = batch.image.to(module.device)
+            features = module.model.features(module.normalised(images))
+            keys = [str(path) for path in batch.image_path]
+            if structural is not None:
+                structural.collect(features.structural, keys)
+            if composition is not None:
+                composition.collect(features.composition, keys, images)
     if structural is not None:
         structural.finish(progress=shown)
     if composition is not None:

@@ -34,14 +34,11 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
     """
     if metadata is None:
         return
-    given = {name: value for name, value in module.hparams.items() if value not in (None, {})}
+    given = _without_defaults(module.hparams)
     stored = checkpoint.get("hyper_parameters") or {}
     if "configuration" in metadata:
         settings = model_config(metadata["configuration"], metadata["version"])
-        wrong = [*_disagreements(given, settings), *_other(given, metadata)]
-        if wrong:
-            msg = f"The checkpoint was made with {', '.join(wrong)}; leave these arguments out, or give the same."
-            raise ValueError(msg)
+        check_given(given, settings, metadata["preset"], metadata["prompt"])
     else:
         settings = former_choices(_before_0_2(given, stored, metadata) or module.settings)
     _disable_components(module, checkpoint.get("anomalib_components_enabled"))
@@ -55,6 +52,36 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
     module.calibrator = Calibrator(module.model, module.normalised)
     module.calibrator.reset(images)
     module.hparams.update(stored)
+
+
+def check_given(arguments: Mapping[str, Any], settings: ModelConfig, preset: str, prompt: str | None) -> None:
+    """Raise unless the arguments of a model are those of a checkpoint, where they were given.
+
+    Args:
+        arguments: Of the constructor; those that are ``None`` were not given.
+        settings: The checkpoint's.
+        preset: Preset of the checkpoint.
+        prompt: Prompt of the checkpoint.
+
+    Raises:
+        ValueError: If one is another. Sources of weights do not count, for the checkpoint brings its own.
+
+    Example:
+        >>> check_given({"merging": "maximum"}, resolve("small", {}), "small", None)
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint was made with merging 'sum' (not 'maximum'); leave these arguments out, or give ...
+    """
+    given = _without_defaults(arguments)
+    own = {"preset": preset, "prompt": prompt}
+    others = [f"{name} {own[name]!r} (not {given[name]!r})" for name in own if given.get(name, own[name]) != own[name]]
+    if wrong := [*_disagreements(given, settings), *others]:
+        msg = f"The checkpoint was made with {', '.join(wrong)}; leave these arguments out, or give the same."
+        raise ValueError(msg)
+
+
+def _without_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value not in (None, {})}
 
 
 def model_config(plain: Mapping[str, Any], version: str) -> ModelConfig:
@@ -113,12 +140,6 @@ def _compare(config: Any, name: str, value: Any, prefix: str = "") -> Iterator[s
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value  # YAML gives lists
-
-
-def _other(given: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("preset", "prompt"):
-        if name in given and given[name] != metadata[name]:
-            yield f"{name} {metadata[name]!r} (not {given[name]!r})"
 
 
 def _before_0_2(given: Mapping[str, Any], stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> ModelConfig | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
+from anomalib_npgmf.precision import in_single_precision
 
 _MAX_VECTORS = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
 
@@ -98,6 +99,7 @@ class Codebook(nn.Module):
         # Vectors of all processes per code since the last reset: statistics, not part of the forward pass.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
+    @in_single_precision
     def indices(self, z: Tensor) -> Tensor:
         """Index of the nearest code (eq. 1).
 
@@ -111,6 +113,7 @@ class Codebook(nn.Module):
         scores = F.conv2d(z, -2 * self.codes[:, :, None, None]) + self.codes.square().sum(1)[:, None, None]
         return scores.argmin(dim=1)
 
+    @in_single_precision
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantise.
 

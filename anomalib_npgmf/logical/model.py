@@ -13,6 +13,7 @@ from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
 from anomalib_npgmf.logical.embedding import OneClassEmbedding
 from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
 from anomalib_npgmf.logical.text_prior import TEXT_DIM, TEXT_PRIORS, TextPrior, text_dim_of
+from anomalib_npgmf.precision import at_least_single, in_single_precision, single_precision
 
 
 class LogicalOutput(NamedTuple):
@@ -139,7 +140,8 @@ class LogicalBranch(nn.Module):
 
     def pre_codes(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """z^k = A^k(f_E^k) for each level with a codebook, [B, d_q, H_k, W_k]."""
-        return {k: self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels}
+        found = [self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels]
+        return dict(zip(self.vq_levels, at_least_single(found), strict=True))
 
     def code_maps(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """Index of the code at each position for each level with a codebook, integers [B, H_k, W_k]."""
@@ -177,7 +179,8 @@ class LogicalBranch(nn.Module):
         prior = self.text_prior(embedding) if self.text_prior is not None else None
         finest = None if reconstruct else self.levels[self._scored[0]]
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)
-        return LogicalOutput(decoded, image, loss)
+        rebuilt = None if image is None else at_least_single([image])[0]
+        return LogicalOutput(at_least_single(decoded), rebuilt, loss)
 
     def losses(self, features: Sequence[Tensor], image: Tensor, embedding: Tensor | None = None) -> dict[str, Tensor]:
         """All losses of one batch (eq. 6).
@@ -194,9 +197,11 @@ class LogicalBranch(nn.Module):
         assert out.reconstruction is not None
         out_of = [out.decoded[i] for i in self._scored]
         into = [features[i] for i in self._scored]
-        result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
+        with single_precision():
+            result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
         return result
 
+    @in_single_precision
     def anomaly_map(self, features: Sequence[Tensor], output: LogicalOutput) -> Tensor:
         """S_log of eq. 7, [B, 1, H, W]."""
         left_out = len(self.levels) - len(output.decoded)

@@ -124,6 +124,13 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         ensure_drawn(tmp_path, plan())
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"5", b"[1]", b"null", b"\xff", b"[" * 100_000])
+def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
+    (ensure_drawn(tmp_path, plan()) / "drawing.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"drawing\.json is damaged, so what was drawn is unknown"):
+        ensure_drawn(tmp_path, plan())
+
+
 def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = writer._write, []
 

@@ -12,6 +12,7 @@ from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 
 from anomalib_npgmf.fields import Range, check_arguments, checked
+from anomalib_npgmf.host.command_line import speak_plainly
 
 from .writer import DrawingPlan, ensure_drawn
 
@@ -86,9 +87,20 @@ class SyntheticLOCO(AnomalibDataModule):
         seed: int = 0,
     ) -> None:
         given: dict[str, Any] = dict(locals())
-        check_arguments(SyntheticLOCO.__init__, given)
-        for name, least in (("train_batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
-            checked(name, given[name], Annotated[int, Range(least)])
+        with speak_plainly():
+            check_arguments(SyntheticLOCO.__init__, given)
+            for name, least in (("train_batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+                checked(name, given[name], Annotated[int, Range(least)])
+            plan = DrawingPlan(
+                category=category,
+                image_size=image_size,  # type: ignore[arg-type]  # one side stands for both
+                num_train=num_train,
+                num_validation=num_validation,
+                num_test_good=num_test_good,
+                num_test_logical=num_test_logical,
+                num_test_structural=num_test_structural,
+                seed=seed,
+            )
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -103,16 +115,7 @@ class SyntheticLOCO(AnomalibDataModule):
         )
         self.root = resolve_dataset_root(root, "SyntheticLOCO")
         self.category = category
-        self.plan = DrawingPlan(
-            category=category,
-            image_size=image_size,  # type: ignore[arg-type]  # one side stands for both
-            num_train=num_train,
-            num_validation=num_validation,
-            num_test_good=num_test_good,
-            num_test_logical=num_test_logical,
-            num_test_structural=num_test_structural,
-            seed=seed,
-        )
+        self.plan = plan
 
     def prepare_data(self) -> None:
         """Draw the images unless they exist."""

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import cv2
 import numpy as np
 
+from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.fields import Range, check_fields
 
 from .cable_pairs import CablePairs
@@ -135,7 +135,11 @@ def _check(target: Path, plan: DrawingPlan) -> None:
     if not record.is_file():
         msg = f"{target} exists but was not drawn by SyntheticLOCO; choose another root or remove that folder."
         raise ValueError(msg)
-    there, here = json.loads(record.read_text(encoding="utf-8")), _record(plan)
+    try:
+        there, here = dict(json.loads(record.read_text(encoding="utf-8-sig"))), _record(plan)
+    except (ValueError, TypeError, RecursionError) as error:
+        msg = f"{record} is damaged, so what was drawn is unknown; choose another root or remove that folder."
+        raise ValueError(msg) from error
     other = [f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key) != here[key]]
     if other:
         msg = f"{target} was drawn with {', '.join(other)}; choose another root or remove that folder."
@@ -173,5 +177,4 @@ def _draw(folder: Path, plan: DrawingPlan) -> None:
 
 def _write(path: Path, image: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # cv2.imwrite only warns when the disk is full and cannot take every path that Python can.
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    write_picture(path, image)
