@@ -39,9 +39,12 @@ def sentences(folder: Path) -> dict[str, str]:
     thinned = load("bank_thinning", folder)["rows"]
     found["thinning"] = missing
     if thinned:
-        costs = [f"{kind} {thinned[0][f'AUROC {kind}, thinned']}" for kind in ("logical", "structural")]
-        costs += [f"sPRO {kind} {thinned[0][f'sPRO {kind}, thinned']}" for kind in ("logical", "structural")]
-        found["thinning"] = f"measured at 1 %: image AUROC {', '.join(costs)} (`bank.py thinning`)"
+        costs = [
+            f"{metric} {kind} {thinned[0][f'{metric} {kind}, thinned']}"
+            for metric in ("AUROC", "sPRO")
+            for kind in ("logical", "structural")
+        ]
+        found["thinning"] = f"measured at a ratio of 1 %: {', '.join(costs)} (`bank.py thinning`)"
     return found
 
 
