@@ -6,9 +6,11 @@
     python studies/bank.py cover     # covering radius after thinning every image, against that of one selection
     python studies/bank.py search    # search in full, reduced and half banks, against anomalib's PatchCore
     python studies/bank.py accuracy --weights mobilenetv2_100.pth --root drawings
+    python studies/bank.py thinning --weights mobilenetv2_100.pth --root drawings --seeds 100
 
 Patches are smooth synthetic ones. ``accuracy`` scores the structural branch on drawn images: means over the categories,
 mean and sample standard deviation over seeds, and of the difference from the exact selection in float32, seed by seed.
+``thinning`` compares banks of all patches with those of images that were thinned first.
 
 anomalib's selection takes equal steps and is timed over ``--baseline-steps`` of them. The environment variable keeps
 its memory from growing.
@@ -184,7 +186,7 @@ def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
     """AUROC and sPRO of the structural branch per kind of anomaly, in per cent."""
     levels = list(cell.features.values())
     torch.manual_seed(0)
-    branch = StructuralBranch([m.shape[1] for m in levels], StructuralConfig(coreset_ratio=0.1, **change))
+    branch = StructuralBranch([m.shape[1] for m in levels], StructuralConfig(**{"coreset_ratio": 0.1} | change))
     branch.collect([m[cell.train] for m in levels], [f"{row:04d}" for row in cell.train])
     branch.finish()
     maps = torch.cat([branch([m[start : start + 8] for m in levels]) for start in range(0, len(cell.paths), 8)])
@@ -211,10 +213,29 @@ def accuracy(args: argparse.Namespace) -> None:
     save(args.out / "bank_accuracy.json", rows, seeds=args.seeds, categories=args.categories)
 
 
+def thinning(args: argparse.Namespace) -> None:
+    """What does it cost that each image is thinned where all patches exceed the memory?"""
+    backbone = backbone_of(args, (3, 4))
+    cells = [DrawnCategory(args.root, category, seed, backbone) for seed in args.seeds for category in args.categories]
+    rows = []
+    for ratio in (0.01, 0.1):
+        change = {"coreset_ratio": ratio}
+        whole, thinned = (
+            pd.DataFrame([evaluate(cell, change | {"collect_gb": memory}) for cell in cells])[COLUMNS]
+            for memory in (64.0, 0.0)
+        )
+        row: Row = {"coreset ratio": ratio, "kept of an image": max(0.25, 4 * ratio)}
+        for column in COLUMNS:
+            row[column] = spread(whole[column], scale=1)
+            row[f"{column}, thinned"] = spread(thinned[column] - whole[column], signed=True, scale=1)
+        rows.append(row)
+    save(args.out / "bank_thinning.json", rows, seeds=args.seeds, categories=args.categories)
+
+
 @torch.no_grad()
 def main() -> None:
     sizes = {"images": int, "repeats": 3, "baseline_steps": 200, "threads": 2, "seeds": [0, 1, 2]}
-    run_part(__doc__, coreset, build, growth, cover, search, accuracy, **DEFAULTS | sizes)
+    run_part(__doc__, coreset, build, growth, cover, search, accuracy, thinning, **DEFAULTS | sizes)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from _common import command_of, load
+from _method import section
 
 from anomalib_npgmf.benchmark.__main__ import portable
 from anomalib_npgmf.benchmark.origin import origin
@@ -90,12 +91,13 @@ def load_measured(folder: Path) -> dict[str, Results]:
     return measured
 
 
-def render(measured: Mapping[str, Results], efficiency_table: str, command: str) -> str:
+def render(measured: Mapping[str, Results], efficiency_table: str, method: str, command: str) -> str:
     """All tables as Markdown.
 
     Args:
         measured: Records by plan.
         efficiency_table: Table VII.
+        method: The method row by row.
         command: Command that makes the report.
     """
     values = paper_values()
@@ -131,6 +133,7 @@ def render(measured: Mapping[str, Results], efficiency_table: str, command: str)
         ),
         "Order of the weights": f"{_ORDERS_NOTE}\n\n{_beside('logical : structural', published, orders)}",
         "Table VII: efficiency": efficiency_table,
+        "The method, row by row": method,
         **{f"What {plan} was made with": origin(results) for plan, results in measured.items()},
     }
     parts = ["# The paper's tables", _HEADER.format(command, ", ".join(unmeasured) or "none")]
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     command = f"python studies/report_paper.py {portable(options.records)} --output {portable(options.output)}"
     try:
-        text = render(load_measured(options.records), efficiency(options.records), command)
+        text = render(load_measured(options.records), efficiency(options.records), section(options.records), command)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ class StructuralBranch(nn.Module):
             dtype=getattr(torch, config.bank_dtype),
             reduce_to=config.reduce_to,
             seed=seed,
+            collect_bytes=int(config.collect_gb * 2**30),
         )
 
     def embed(self, features: Sequence[Tensor]) -> Tensor:

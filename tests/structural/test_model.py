@@ -115,3 +115,12 @@ def test_traced_map_equals_torch(branch: StructuralBranch) -> None:
     model = TwoInputs(branch)
     traced = torch.jit.trace(model, tuple(features(1)), check_trace=False)
     torch.testing.assert_close(traced(*features(3, seed=5)), model(*features(3, seed=5)))
+
+
+@pytest.mark.parametrize(("memory", "thinned"), [(2.0, False), (0.0, True)])
+def test_images_are_thinned_above_the_memory_that_is_set(memory: float, thinned: bool) -> None:
+    branch = StructuralBranch([4, 8], StructuralConfig(coreset_ratio=0.02, collect_gb=memory))
+    branch.collect([torch.rand(3, 4, 8, 8), torch.rand(3, 8, 4, 4)], keys=["a", "b", "c"])
+    assert [len(block) for block in branch.bank.collector.ordered()] == [16 if thinned else 64] * 3
+    branch.finish()
+    assert len(branch.bank) == int(0.02 * 3 * 64), "the ratio is that of all patches"
