@@ -20,15 +20,18 @@ from anomalib_npgmf.config import OVERRIDABLE, resolve
 from anomalib_npgmf.export.description import describe_model
 from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, to_onnx, to_openvino, to_torch
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
-from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
+from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
+from anomalib_npgmf.host.report import Report
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
@@ -53,8 +56,9 @@ class Npgmf(AnomalibModule):
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
-        prompt: Caption for CLIP; left out, the category's name from the data module.
-        clip_weights: Local file of CLIP ViT-B/32 weights, or ``random``; left out, OpenAI's are fetched.
+        prompt: Caption for CLIP, or what ``captions`` of ``logical`` have for ``{}``; left out, the category's name.
+        clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
+            name that open_clip publishes; left out, OpenAI's are fetched.
         logical_image_size: Side, or height and width, of the images that the logical branch sees.
         structural_image_size: Side, or height and width, of the images that the structural branch sees.
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
@@ -71,12 +75,15 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
+        false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
+            with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
         visualizer: anomalib visualizer, or whether to use the default one.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range or the backbone cannot serve.
 
     Example:
@@ -108,23 +115,27 @@ class Npgmf(AnomalibModule):
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
+        false_alarm_rate: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = dict(locals())  # the arguments by name
-        structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
-        logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        with speak_plainly():
+            given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
+            logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
+            overrides = {name: given[name] for name in OVERRIDABLE}
+            self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
+            model = NpgmfModel(self.settings)
+            post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
         adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
         self.clip_weights, self.feature_cache = clip_weights, feature_cache
         self.category = ""  # what the images show, once a data module said so
-        self.model: NpgmfModel = NpgmfModel(self.settings)
+        self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded
@@ -174,8 +185,8 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`; without a visualizer that draws them, predictions do not keep the maps of the branches."""
-        drawn = isinstance(self.visualizer, NpgmfVisualizer)
+        """As `test_step`; without a report, which takes them off, predictions do not keep the maps of the branches."""
+        drawn = self.visualizer is not None
         return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -207,10 +218,11 @@ class Npgmf(AnomalibModule):
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Reading of 16-bit images, preparation of a fit, anomalib's callbacks, the summary before the visualizer."""
+        """16-bit images, preparation of a fit, anomalib's; a summary before the visualizer and a report after it."""
         callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
         last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
-        return [*callbacks[:last], TestSummary(), *callbacks[last:]]
+        report = [Report()] if last < len(callbacks) else []  # after the visualizer
+        return [*callbacks[:last], TestSummary(), *callbacks[last:], *report]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""
@@ -242,8 +254,8 @@ class Npgmf(AnomalibModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
-        """As anomalib's; ValueError if the file is truncated, foreign or of another architecture."""
-        with readable(checkpoint_path):
+        """As anomalib's; ValueError if the file is damaged, foreign or of another architecture."""
+        with readable(checkpoint_path, kwargs):
             model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         assert isinstance(model, cls)
         return model
@@ -255,4 +267,7 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
+        self.model.merger.output_size = self.model.config.image_size  # files of before version 0.2 lack it
         rename_attributes(self.model.composition, self.model.merger.composition)
+        if "dilations" not in vars(self.settings.logical):
+            self.settings = former_choices(self.settings)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.config import OVERRIDABLE, ModelConfig, resolve
 from anomalib_npgmf.host.calibration import Calibrator
+from anomalib_npgmf.host.moved import former_choices
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -25,21 +26,21 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
     Args:
         module: The model.
         checkpoint: As Lightning reads it.
-        metadata: What it says about itself, see `anomalib_npgmf.export.describe`; ``None`` leaves the model as it is.
+        metadata: What it says about itself, see `anomalib_npgmf.export.describe`; without it the model stays as it is.
 
     Raises:
         ValueError: If an argument that the model was made with is not that of the checkpoint, or if the checkpoint is
             of a newer version.
     """
-    if metadata is None:
-        return
+    if not isinstance(metadata, dict) or not {"preset", "prompt"} <= metadata.keys():
+        return  # for `check_checkpoint` to refuse
     given = _without_defaults(module.hparams)
     stored = checkpoint.get("hyper_parameters") or {}
     if "configuration" in metadata:
         settings = model_config(metadata["configuration"], metadata["version"])
         check_given(given, settings, metadata["preset"], metadata["prompt"])
     else:
-        settings = _before_0_2(given, stored, metadata) or module.settings
+        settings = former_choices(_before_0_2(given, stored, metadata) or module.settings)
     _disable_components(module, checkpoint.get("anomalib_components_enabled"))
     if not given.get("preset"):
         module.preset = metadata["preset"]

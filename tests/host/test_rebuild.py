@@ -182,8 +182,10 @@ def test_checkpoints_without_configuration_and_arguments(checkpoint: dict[str, A
     del checkpoint[KEY]["configuration"], checkpoint["hyper_parameters"]
     model = make_model(**CHANGES)
     model.on_load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match="architecture is not the model's"):
+    with pytest.raises(ValueError, match=r"made with logical_image_size \[128, 128\] \(not \[256, 256\]\)"):
         Npgmf(preset="small", merging="maximum").on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="architecture is not the model's"):
+        make_model(**CHANGES, logical={"code_dim": 16}).on_load_checkpoint(checkpoint)
 
 
 def test_settings_of_a_newer_version(checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,202 @@
+"""The answers of `anomalib predict` and `anomalib test`: a table, ``scores.csv``, ``scores.json``, ``report.html``."""
+
+import csv
+import heapq
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
+from anomalib_npgmf.host.verdict import Verdict, verdicts_of
+from anomalib_npgmf.torch_model import PARTS
+
+PRINTED_ROWS = 15
+KEPT_THUMBNAILS = 400
+
+
+class Report(Callback):
+    """Writes what was found into ``test/`` or ``predict/`` of the run's folder, and prints the worst pictures.
+
+    `anomalib_npgmf.Npgmf` brings it along where it draws pictures. It comes after the visualizer and takes the maps of
+    the parts off the batch. Memory is bounded: besides a few hundred bytes per picture it keeps the thumbnails of 400
+    pictures, false alarms and misses first, then the highest scores.
+
+    Attributes:
+        verdicts: What was found so far.
+    """
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self._thumbnails: list[tuple[tuple[bool, float], int, str, Thumbnails]] = []  # a heap
+        self._numbers = count()
+        self._written = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        del trainer, pl_module
+        self.verdicts, self._thumbnails, self._written = [], [], False
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Note the verdicts of a batch."""
+        del batch, batch_idx
+        module: Any = pl_module
+        found = verdicts_of(module, outputs)
+        for verdict, thumbnails in zip(found, thumbnails_of(module, outputs, found), strict=True):
+            drawn = getattr(module.visualizer, "file_of", None)
+            picture = str(drawn(trainer, verdict.path)) if drawn is not None and verdict.path else ""
+            kept = (verdict.is_wrong, verdict.score), next(self._numbers), verdict.path, thumbnails.linked_to(picture)
+            push = heapq.heappush if len(self._thumbnails) < KEPT_THUMBNAILS else heapq.heappushpop
+            push(self._thumbnails, kept)
+        self.verdicts += found
+        vars(outputs).pop("branch_maps", None)  # a list of predictions would keep them all in memory
+
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]  # Lightning's differ in a default
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print."""
+        verdicts = {verdict.path or str(i): verdict for i, verdict in enumerate(gather_list(self.verdicts))}
+        thumbnails = {path: kept for _, _, path, kept in gather_list(self._thumbnails)}
+        if trainer.is_global_zero:
+            self._finish(trainer, pl_module, list(verdicts.values()), thumbnails)
+        self._written = True
+
+    on_predict_end = on_test_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what was found before the error."""
+        del exception
+        if not self._written and self.verdicts and trainer.is_global_zero:
+            self._written = True
+            self._finish(trainer, pl_module, self.verdicts, {path: kept for _, _, path, kept in self._thumbnails})
+
+    def _finish(
+        self, trainer: Trainer, module: Any, verdicts: list[Verdict], thumbnails: dict[str, Thumbnails]
+    ) -> None:
+        if not verdicts:
+            return
+        verdicts.sort(key=worst_first)
+        stage = "test" if trainer.testing else "predict"
+        folder = Path(trainer.default_root_dir) / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(verdicts, folder / "scores.csv")
+        write_json(verdicts, folder / "scores.json")
+        statement = getattr(module.post_processor, "statement", str)()  # what the threshold stands for
+        summary, checkpoint = f"{summary_of(verdicts)} {statement}".strip(), str(trainer.ckpt_path or "")
+        write_page(verdicts, thumbnails, folder / "report.html", summary=summary, checkpoint=checkpoint)
+        console = Console()
+        shown = [verdict for verdict in verdicts if verdict.is_wrong] if trainer.testing else verdicts
+        if shown:
+            console.print(table_of(shown[:PRINTED_ROWS], test=trainer.testing))
+        if len(shown) > PRINTED_ROWS:
+            print(f"{len(shown) - PRINTED_ROWS} more in scores.csv.")
+        print(summary)
+        print(f"Report: {(folder / 'report.html').resolve()} (scores.csv and scores.json beside it)")
+
+
+def worst_first(verdict: Verdict) -> tuple[bool, float]:
+    """Sort key: unreadable pictures, then falling scores."""
+    return not verdict.error, -verdict.score if math.isfinite(verdict.score) else 0.0
+
+
+def table_of(verdicts: Sequence[Verdict], *, test: bool) -> Table:
+    """Table of pictures for the terminal.
+
+    Args:
+        verdicts: Its rows.
+        test: Whether the truth is known, so that a column tells false alarms from misses.
+    """
+    folder = common_folder([verdict.path for verdict in verdicts])
+    table = Table("file", "score", "mistake" if test else "verdict", "decided by", "reason")
+    for verdict in verdicts:
+        name = os.path.relpath(verdict.path, folder) if verdict.path else ""
+        score = "" if verdict.error else f"{verdict.score:.3f}"
+        said = verdict.outcome if test else verdict.label
+        # Text, because a file's name may look like markup
+        table.add_row(*map(Text, (name, score, said, verdict.part, verdict.error or verdict.reason)))
+    return table
+
+
+def summary_of(verdicts: Sequence[Verdict]) -> str:
+    """One line: how many pictures, how many of them anomalous, and mistakes where the truth is known.
+
+    Example:
+        >>> pictures = [Verdict("a.png", 0.7, True, 0.5, truth=True), Verdict("b.png", 0.6, True, 0.5, truth=False)]
+        >>> summary_of(pictures)
+        '2 pictures: 2 anomalous, 0 normal; threshold 0.5. False alarms: 1 of 1 good. Misses: 0 of 1 bad.'
+    """
+    labels = [verdict.label for verdict in verdicts]
+    told = [f"{labels.count(label)} {label}" for label in ("anomalous", "normal")] if any(labels) else []
+    told += [f"{labels.count('unreadable')} unreadable"] if "unreadable" in labels else []
+    line = f"{len(verdicts)} picture{'' if len(verdicts) == 1 else 's'}"
+    line += f": {', '.join(told)}" if told else ""
+    threshold = next((verdict.threshold for verdict in verdicts if verdict.threshold is not None), None)
+    line += "." if threshold is None else f"; threshold {threshold:.3g}."
+    outcomes = [verdict.outcome for verdict in verdicts]
+    if any(outcomes):
+        truths = [verdict.truth for verdict in verdicts]
+        line += f" False alarms: {outcomes.count('false alarm')} of {truths.count(False)} good."
+        line += f" Misses: {outcomes.count('miss')} of {truths.count(True)} bad."
+    return line
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder that holds all files; "." where they have none in common."""
+    try:
+        return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths if path])  # noqa: PTH100, PTH120
+    except ValueError:
+        return "."
+
+
+def record_of(verdict: Verdict) -> dict[str, Any]:
+    """A verdict in plain data, as ``scores.json`` has it.
+
+    Example:
+        >>> record_of(Verdict("a.png", 0.7, True, 0.5, {"logical": 0.7}, "logical"))["label"]
+        'anomalous'
+    """
+    known = math.isfinite(verdict.score)
+    return {
+        "path": verdict.path,
+        "score": verdict.score if known else None,
+        "label": verdict.label or None,
+        "threshold": verdict.threshold,
+        "parts": verdict.parts,
+        "decided_by": verdict.part or None,
+        "reason": verdict.error or verdict.reason,
+        "regions": [asdict(region) for region in verdict.regions],
+        "ground_truth": None if verdict.truth is None else ("anomalous" if verdict.truth else "normal"),
+        "outcome": verdict.outcome or None,
+    }
+
+
+def write_json(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Write a list with one object per picture."""
+    path.write_text(json.dumps([record_of(v) for v in verdicts], indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Write one row per picture, a column for each part, and the regions as JSON."""
+    parts = [part for part in PARTS if any(part in verdict.parts for verdict in verdicts)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        before, after = ("path", "score", "label", "threshold"), ("decided_by", "reason", "ground_truth", "outcome")
+        writer.writerow([*before, *(f"score_{part}" for part in parts), *after, "regions"])
+        for record in map(record_of, verdicts):
+            scores = [record["parts"].get(part) for part in parts]
+            rest = [record[name] for name in after]
+            writer.writerow([*(record[name] for name in before), *scores, *rest, json.dumps(record["regions"])])

@@ -1,0 +1,224 @@
+"""What the model says of one picture: score, label, the part that decided, its reason, and where."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from anomalib_npgmf.host.visualizer import dominant_part, maps_of
+from anomalib_npgmf.merging.rule import MapMerger
+
+DIGITS = 9  # of scores; what float32 resolves near 1 stays apart
+_REASONS = {
+    "logical": "not what normal images have there",
+    "structural": "unlike every normal patch",
+}
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bounding box of a connected region whose pixels exceed the pixel threshold, in pixels of the picture's file.
+
+    Attributes:
+        x: Left edge.
+        y: Upper edge.
+        width: Width.
+        height: Height.
+        score: Largest score in it.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says of one picture.
+
+    Attributes:
+        path: The picture's file.
+        score: Image score, after the post-processor.
+        anomalous: Its label; ``None`` without a threshold.
+        threshold: Threshold of the image score, on its scale; ``None`` without one.
+        parts: What each part alone says, on the scale of the score. With ``merging: sum`` it is the part's term.
+        part: The part that determines the score; "" where the model does not tell.
+        reason: What this part found, one line; "" for a normal picture.
+        regions: Regions above the pixel threshold, the highest score first.
+        truth: Whether the picture is anomalous in fact; ``None`` where that is not known.
+        error: Why the picture could not be read, in which case nothing else is known; else "".
+
+    Example:
+        >>> Verdict("a.png", 0.2, anomalous=False, threshold=0.5, truth=True).outcome
+        'miss'
+    """
+
+    path: str
+    score: float = float("nan")
+    anomalous: bool | None = None
+    threshold: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    part: str = ""
+    reason: str = ""
+    regions: tuple[Region, ...] = ()
+    truth: bool | None = None
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """``anomalous``, ``normal``, ``unreadable`` or, without a threshold, ""."""
+        if self.error:
+            return "unreadable"
+        return "" if self.anomalous is None else ("anomalous" if self.anomalous else "normal")
+
+    @property
+    def outcome(self) -> str:
+        """``false alarm``, ``miss`` or ``right``; "" where the truth or the label is not known."""
+        if self.truth is None or self.anomalous is None:
+            return ""
+        if self.truth == self.anomalous:
+            return "right"
+        return "miss" if self.truth else "false alarm"
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether this is a false alarm or a miss."""
+        return self.outcome in ("false alarm", "miss")
+
+
+def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
+    """What the model says of each picture of a batch.
+
+    Args:
+        module: The `anomalib_npgmf.Npgmf` model.
+        batch: The batch after the post-processor, which carries the maps of the parts where the step attached them.
+
+    Returns:
+        One verdict per picture.
+    """
+    count = len(batch.pred_score)
+    carried, post = maps_of(batch), module.post_processor
+    known = getattr(post, "normalized_image_threshold", None) if batch.pred_label is not None else None
+    threshold = None if known is None else float(known)
+    deciding, parts = [""] * count, [{} for _ in range(count)]  # type: list[str], list[dict[str, float]]
+    if carried is not None:
+        merger = module.model.merger
+        deciding = dominant_part(merger, carried.maps)
+        parts = _rows({name: _normalised(post, raw) for name, raw in part_scores(merger, carried.maps).items()})
+    found = []
+    for index in range(count):
+        path = "" if batch.image_path is None else str(batch.image_path[index])
+        plane = batch.anomaly_map[index].squeeze().float().cpu()
+        scale = _scale(path, plane)
+        anomalous = None if batch.pred_label is None else bool(batch.pred_label[index])
+        reason = ""
+        if anomalous is not False and deciding[index] == "composition" and carried is not None and carried.explanations:
+            reason = carried.explanations[index].reason
+        elif anomalous is not False and deciding[index] in _REASONS:
+            reason = f"{_REASONS[deciding[index]]}, most {_place(plane, scale)}"
+        mask = None if batch.pred_mask is None else batch.pred_mask[index].squeeze().bool().cpu()
+        verdict = Verdict(
+            path=path,
+            score=round(float(batch.pred_score[index]), DIGITS),
+            anomalous=anomalous,
+            threshold=threshold,
+            parts=parts[index],
+            part=deciding[index],
+            reason=reason,
+            regions=() if mask is None else regions_of(mask, plane, scale),
+            truth=None if getattr(batch, "gt_label", None) is None else bool(batch.gt_label[index]),
+        )
+        found.append(verdict)
+    return found
+
+
+def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What each part alone says: the largest value of a branch's term, the composition's standardised distance.
+
+    Args:
+        merger: A calibrated one.
+        maps: Raw maps by part, see `anomalib_npgmf.torch_model.BranchMaps`.
+
+    Returns:
+        [B] by part, on the scale of the merged score.
+
+    Example:
+        >>> import torch
+        >>> merger = MapMerger((64, 64), 1.0, 1.0, blur=torch.nn.Identity())
+        >>> part_scores(merger, {"logical": torch.full((1, 1, 64, 64), 2.0)})
+        {'logical': tensor([2.])}
+    """
+    scores = {name: part.amax(dim=(1, 2, 3)) for name, part in merger.calibrated_maps(maps).items()}
+    if merger.composition is not None and "distance" in maps:
+        scores["composition"] = merger.composition.of_distance(maps["distance"])
+    return scores
+
+
+def regions_of(mask: Tensor, scores: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Region, ...]:
+    """Connected regions of a mask.
+
+    Args:
+        mask: Boolean, [H, W].
+        scores: Scores of the pixels, [H, W].
+        scale: Pixels of the picture per pixel of the map, in x and in y.
+
+    Returns:
+        Their boxes, the highest score first.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.zeros(8, 8, dtype=torch.bool)
+        >>> mask[2:4, 1:6] = True
+        >>> regions_of(mask, mask.float(), (2.0, 1.0))
+        (Region(x=2, y=2, width=10, height=2, score=1.0),)
+    """
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.numpy().astype(np.uint8), connectivity=8)
+    values, found = scores.numpy(), []
+    for number, (x, y, width, height, _) in enumerate(boxes[1:].tolist(), start=1):
+        inside = labels[y : y + height, x : x + width] == number
+        left, upper = round(x * scale[0]), round(y * scale[1])
+        right, lower = round((x + width) * scale[0]), round((y + height) * scale[1])
+        score = round(float(values[y : y + height, x : x + width][inside].max()), DIGITS)
+        found.append(Region(left, upper, max(1, right - left), max(1, lower - upper), score))
+    return tuple(sorted(found, key=lambda region: -region.score))
+
+
+def picture_size(path: str) -> tuple[int, int] | None:
+    """Height and width of a picture's file, from its header; ``None`` without a file."""
+    if not Path(path).is_file():
+        return None
+    with Image.open(path) as file:
+        return file.height, file.width
+
+
+def _normalised(post: Any, scores: Tensor) -> Tensor:
+    if not getattr(post, "enable_normalization", False):
+        return scores
+    result: Tensor = post._normalize(scores, post.image_min, post.image_max, post.image_threshold)
+    return result
+
+
+def _rows(columns: dict[str, Tensor]) -> list[dict[str, float]]:
+    values = [[round(value, DIGITS) for value in column.float().cpu().tolist()] for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _scale(path: str, plane: Tensor) -> tuple[float, float]:
+    """Pixels of the picture's file per pixel of the map, in x and in y; 1 without a file."""
+    height, width = picture_size(path) or plane.shape
+    return width / plane.shape[1], height / plane.shape[0]
+
+
+def _place(plane: Tensor, scale: tuple[float, float]) -> str:
+    """Where a map has its maximum, in words and in pixels of the picture."""
+    row, column = divmod(int(plane.argmax()), plane.shape[1])
+    vertical = ("upper", "middle", "lower")[3 * row // plane.shape[0]]
+    horizontal = ("left", "centre", "right")[3 * column // plane.shape[1]]
+    words = "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
+    return f"in the {words} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"
