@@ -145,7 +145,7 @@ class NpgmfModel(nn.Module):
 
     @property
     def backbone(self) -> str:
-        """Timm name of the first network in use; anomalib's web application reads it."""
+        """Name of the first network in use, as timm knows it; anomalib's web application reads it."""
         alone = self.config.structural_backbone if self.config.branches == "structural" else None
         return alone or self.config.backbone
 

@@ -26,14 +26,14 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
     Args:
         module: The model.
         checkpoint: As Lightning reads it.
-        metadata: What it says about itself, see `anomalib_npgmf.export.describe`; ``None`` leaves the model as it is.
+        metadata: What it says about itself, see `anomalib_npgmf.export.describe`; without it the model stays as it is.
 
     Raises:
         ValueError: If an argument that the model was made with is not that of the checkpoint, or if the checkpoint is
             of a newer version.
     """
-    if metadata is None:
-        return
+    if not isinstance(metadata, dict) or not {"preset", "prompt"} <= metadata.keys():
+        return  # for `check_checkpoint` to refuse
     given = _without_defaults(module.hparams)
     stored = checkpoint.get("hyper_parameters") or {}
     if "configuration" in metadata:

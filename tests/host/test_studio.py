@@ -4,7 +4,7 @@ from pathlib import Path
 
 import openvino
 import pytest
-from _factory import SLIM_LOGICAL, draw, make_engine
+from _factory import SLIM_LOGICAL, draw, make_engine, make_model
 from anomalib.data import Folder
 from anomalib.data.utils import ValSplitMode
 from anomalib.deploy import ExportType
@@ -54,7 +54,16 @@ def test_it_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", ["npgmf", "Npgmf"])
-def test_training_and_export(name: str, tmp_path: Path) -> None:
+def test_it_is_found_by_name(name: str) -> None:
+    given = evaluator()
+    model = get_model(name, evaluator=given, **SMALL)
+    assert isinstance(model, Npgmf)
+    assert model.evaluator is given
+    assert model.model.backbone == "test_resnet"
+    assert make_model(branches="structural", structural_backbone="resnet18").model.backbone == "resnet18"
+
+
+def test_training_and_export(tmp_path: Path) -> None:
     for i in range(8):
         draw(tmp_path / "data" / "normal" / f"{i}.png", i)
     datamodule = Folder(
@@ -65,8 +74,7 @@ def test_training_and_export(name: str, tmp_path: Path) -> None:
         eval_batch_size=4,
         num_workers=0,
     )
-    model = get_model(name, evaluator=evaluator(), **SMALL)
-    assert isinstance(model, Npgmf)
+    model = get_model("npgmf", evaluator=evaluator(), **SMALL)
     stopping = Watched()
     engine = make_engine(tmp_path / "model", max_epochs=2, callbacks=[stopping])
     engine.fit(model=model, datamodule=datamodule)
@@ -74,7 +82,6 @@ def test_training_and_export(name: str, tmp_path: Path) -> None:
     assert all(0 <= value <= 1 for value in stopping.seen)
     thresholds = [getattr(callback, "normalized_pixel_threshold", None) for callback in engine.trainer.callbacks]
     assert next(value for value in thresholds if value is not None).item() == 0.5
-    assert model.model.backbone == "test_resnet"
     path = engine.export(model=model, export_type=ExportType.OPENVINO, export_root=tmp_path / "model")
     assert path == tmp_path / "model" / "weights" / "openvino" / "model.xml"
     (entry,) = openvino.Core().read_model(path).inputs
