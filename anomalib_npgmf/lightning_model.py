@@ -27,6 +27,7 @@ from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, se
 from anomalib_npgmf.host.fit import PrepareFit, losses_of
 from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.quiet import quieten
 from anomalib_npgmf.host.report import Report
 from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
@@ -113,6 +114,7 @@ class Npgmf(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         given = dict(locals())  # the arguments by name
+        quieten()
         structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
         logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
         overrides = {name: given[name] for name in OVERRIDABLE}

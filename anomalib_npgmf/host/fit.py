@@ -14,6 +14,7 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
+from anomalib_npgmf.host.quiet import settle
 from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
 
@@ -34,6 +35,7 @@ class PrepareFit(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Set calibration images aside, and adapt the trainer."""
+        settle(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)
@@ -179,13 +181,19 @@ def losses_of(module: "Npgmf", batch: ImageBatch) -> dict[str, Tensor]:
     return model.logical.losses(features, model.resize_logical(batch.image))
 
 
+def progress(loader: Iterable[Any], *, shown: bool) -> Iterable[Any]:
+    """A bar on a terminal, which goes when it is full."""
+    bar: Iterable[Any] = tqdm(loader, "Collecting normal features", leave=False, disable=None if shown else True)
+    return bar
+
+
 @torch.no_grad()
 def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     """Fit memory bank and composition branch to all training images, in one pass."""
     structural, composition = module.model.structural, module.model.composition
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
-    for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
+    for batch in map(restore_16_bit, progress(loader, shown=shown)):
         features = module.model.features(module.normalised(batch.image.to(module.device)))
         keys = [str(path) for path in batch.image_path]
         if structural is not None:
