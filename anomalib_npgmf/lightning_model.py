@@ -22,14 +22,14 @@ from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, 
 from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
+from anomalib_npgmf.host.callbacks import with_own
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
-from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
-from anomalib_npgmf.host.fit import PrepareFit, losses_of
+from anomalib_npgmf.host.compat import keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.fit import losses_of
+from anomalib_npgmf.host.folder_check import require_pictures
 from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.quiet import quieten
-from anomalib_npgmf.host.report import Report
-from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -71,6 +71,7 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
+        skip_unreadable: Whether a training leaves out pictures that cannot be read; otherwise it names them and stops.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -108,6 +109,7 @@ class Npgmf(AnomalibModule):
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
+        skip_unreadable: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -122,6 +124,7 @@ class Npgmf(AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
         self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
+        self.skip_unreadable = skip_unreadable
         self.category = ""  # what the images show, once a data module said so
         self.model: NpgmfModel = NpgmfModel(self.settings)
         self.calibrator = Calibrator(self.model, self.normalised)
@@ -203,14 +206,13 @@ class Npgmf(AnomalibModule):
     def trainer(self, trainer: Trainer | None) -> None:
         AnomalibModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, for mypy a method
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            require_pictures(trainer)
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """16-bit images, preparation of a fit, anomalib's; a summary before the visualizer and a report after it."""
-        callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
-        last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
-        report = [Report()] if last < len(callbacks) else []  # after the visualizer
-        return [*callbacks[:last], TestSummary(), *callbacks[last:], *report]
+        """See `anomalib_npgmf.host.callbacks`."""
+        host = cast("list[Callback]", super().configure_callbacks())
+        return with_own(host, skip_unreadable=self.skip_unreadable)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""

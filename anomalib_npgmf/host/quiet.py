@@ -63,8 +63,8 @@ def quieten() -> None:
     for name in LOGGERS:
         library = logging.getLogger(name)
         plain = [handler for handler in library.handlers if type(handler) is logging.StreamHandler]
-        for handler in plain if len(library.handlers) > len(plain) else plain[1:]:
-            library.removeHandler(handler)
+        for double in plain if len(library.handlers) > len(plain) else plain[1:]:
+            library.removeHandler(double)
         for handler in library.handlers:
             handler.addFilter(concerns_the_user)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

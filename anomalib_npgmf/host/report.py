@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
 from anomalib_npgmf.host.verdict import Verdict, verdicts_of
 from anomalib_npgmf.torch_model import PARTS
@@ -44,9 +45,11 @@ class Report(Callback):
         self._written = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
-        del trainer, pl_module
-        self.verdicts, self._thumbnails, self._written = [], [], False
+        """Start anew, with the pictures that cannot be read."""
+        del pl_module
+        checks = (c for c in trainer.callbacks if isinstance(c, CheckPictures))  # type: ignore[attr-defined]
+        torn = [file for check in checks for file in check.unreadable] if trainer.is_global_zero else []
+        self.verdicts, self._thumbnails, self._written = [Verdict(f.path, error=f.error) for f in torn], [], False
 
     on_predict_start = on_test_start
 
