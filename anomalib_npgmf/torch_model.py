@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from anomalib_npgmf.composition import CompositionBranch, Explanation
 from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging.rule import MapMerger
+from anomalib_npgmf.precision import at_least_single
 from anomalib_npgmf.structural.model import StructuralBranch
 
 PARTS = ("logical", "structural", "composition")
@@ -65,7 +65,7 @@ class NpgmfModel(nn.Module):
 
     Args:
         config: What to build; see `anomalib_npgmf.config`.
-        text_dim: Length of the text embedding.
+        text_dim: Length of the text embedding; ``None`` for that of ``config.logical.clip_model``.
 
     Attributes:
         mean: Mean of each channel by which input images are normalised: that of the logical branch's network, or of the
@@ -85,7 +85,7 @@ class NpgmfModel(nn.Module):
     mean: tuple[float, ...] = Backbone.mean  # default for .pt files of old versions, which stored no mean
     std: tuple[float, ...] = Backbone.std
 
-    def __init__(self, config: ModelConfig, text_dim: int = 512) -> None:
+    def __init__(self, config: ModelConfig, text_dim: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.logical: LogicalBranch | None = None
@@ -140,7 +140,14 @@ class NpgmfModel(nn.Module):
             blur=gaussian_blur(config.logical_image_size),
             maximum=config.merging == "maximum",
             composition=config.composition is not None,
+            output_size=config.image_size,
         )
+
+    @property
+    def backbone(self) -> str:
+        """Timm name of the first network in use; anomalib's web application reads it."""
+        alone = self.config.structural_backbone if self.config.branches == "structural" else None
+        return alone or self.config.backbone
 
     def _encoder_levels(self) -> list[int] | None:
         """Levels that a part reads; ``None`` for all that the network has."""
@@ -180,10 +187,10 @@ class NpgmfModel(nn.Module):
         composition = self.composition is not None and "composition" in parts
         raw: list[Tensor] = []
         if self.encoder is not None and ("logical" in parts or self.structural_encoder is None):
-            raw = self.encoder(self.resize_logical(image))
+            raw = self._encoded(image)
         source = raw
         if self.structural_encoder is not None and (bank or composition):
-            source = self.structural_encoder(self._renormalised(self.resize_structural(image)))
+            source = at_least_single(self.structural_encoder(self._renormalised(self.resize_structural(image))))
         levels: list[Tensor] = []
         if self.logical is not None and "logical" in parts:
             levels = self.logical.standardise([raw[i] for i in self._logical_inputs])
@@ -192,6 +199,11 @@ class NpgmfModel(nn.Module):
             [source[i] for i in self._structural_inputs] if bank else [],
             [source[i] for i in self._composition_inputs] if composition else [],
         )
+
+    def _encoded(self, image: Tensor) -> list[Tensor]:
+        """All levels of the encoder, in single precision also where its pass is in a lower one."""
+        assert self.encoder is not None
+        return at_least_single(self.encoder(self.resize_logical(image)))
 
     def _renormalised(self, image: Tensor) -> Tensor:
         """Bring images from the normalisation of the model's input to that of the structural branch's network."""
@@ -210,7 +222,7 @@ class NpgmfModel(nn.Module):
             images: Some normalised training images, [B, 3, *config.image_size].
         """
         if self.logical is not None and self.encoder is not None:
-            parts = [self.encoder(self.resize_logical(part)) for part in images.split(8)]
+            parts = [self._encoded(part) for part in images.split(8)]
             levels = [torch.cat(level) for level in zip(*parts, strict=True)]
             self.logical.initialise([levels[i] for i in self._logical_inputs])
 
@@ -246,7 +258,7 @@ class NpgmfModel(nn.Module):
     def merge(self, maps: dict[str, Tensor]) -> InferenceBatch:
         """Merged map at the size of the input, and image scores (section III-C).
 
-        Without a composition branch the score is the maximum of the merged map, before that is enlarged.
+        Without a composition branch the score is the maximum of the merged map.
 
         Args:
             maps: Raw maps by part, as `branch_maps` gives them.
@@ -255,8 +267,6 @@ class NpgmfModel(nn.Module):
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, *config.image_size].
         """
         score, merged = self.merger(maps)
-        if merged.shape[-2:] != self.config.image_size:
-            merged = F.interpolate(merged, size=self.config.image_size, mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=score, anomaly_map=merged)
 
     def forward(self, image: Tensor) -> dict[str, Tensor] | InferenceBatch:

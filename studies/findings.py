@@ -79,22 +79,21 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("eq. 11 is better than the structural branch", "1:3", "structural", MEANS),
     ("weights 1:3 (logical : structural) are better than 3:1", "1:3", "3:1", MEANS[1:]),
     ("weights 1:3 are better than 1:1", "1:3", "1:1", MEANS[1:]),
+)
+PRIORS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("a prior vector helps the baseline", "learned", "baseline", MEANS),
     ("codebooks help the baseline", "codebooks", "baseline", MEANS),
     ("codebooks help beside a prior vector", "logical", "learned", MEANS),
     ("a prior vector helps beside codebooks", "logical", "codebooks", MEANS),
     ("control: a learned vector is better than a random one, with codebooks", "logical", "random_codebooks", MEANS),
 )
-LEVERS = {
+PARTS = {
     "logical branch": "logical",
     "structural branch": "structural",
     "eq. 11 (1:3)": "1:3",
     "maximum of the calibrated maps": "maximum",
-    "composition, whole image alone": "amounts",
-    "composition alone": "composition",
-    "eq. 11 and composition": "1:3+composition",
-    "maximum and composition, whole image": "maximum+amounts",
-    "maximum and composition (`plus` of 0.1)": "merged",
+    "composition": "composition",
+    "eq. 11 and composition (`plus`)": "merged",
 }
 CODES = {"without codebooks": "learned", "with codebooks": "logical", "trained on edited code maps": "edited_codes"}
 CODE_GAPS = {
@@ -104,10 +103,10 @@ CODE_GAPS = {
 }
 
 
-def claims(found: Found) -> str:
-    """The paper's claims, one comparison each."""
+def claims(found: Found, asked: Sequence[tuple[str, str, str, tuple[str, ...]]]) -> str:
+    """Claims of the paper, one comparison each."""
     rows = []
-    for claim, first, second, metrics in CLAIMS:
+    for claim, first, second, metrics in asked:
         for metric in metrics:
             gaps = by_seed((found[first] - found[second])[metric])
             values = list(gaps.agg(fmean))
@@ -117,37 +116,40 @@ def claims(found: Found) -> str:
     return table(rows)
 
 
-def levers(found: Found, *, differences: bool = True) -> str:
-    """Every lever alone and together, mean over categories."""
+def parts(found: Found, *, differences: bool = True) -> str:
+    """Every part alone and merged, mean over categories."""
     rows = [
         {"map": text} | {metric: spread(overall(found[name][metric])) for metric in METRICS}
-        for text, name in LEVERS.items()
+        for text, name in PARTS.items()
     ]
     if differences:
-        rows = rows[2:] + [
-            {"map": f"{text}, less eq. 11"} | dict(zip(METRICS, less(found, name, "1:3"), strict=True))
-            for text, name in list(LEVERS.items())[3:]
-        ]
+        for other in ("1:3", "structural"):
+            title = f"`plus` less {'eq. 11' if other == '1:3' else 'the structural branch'}"
+            rows.append({"map": title} | dict(zip(METRICS, less(found, "merged", other), strict=True)))
     return table(rows)
 
 
-def levers_by_category(found: Found) -> str:
-    """The same per category: image AUROC on logical / structural anomalies."""
+def parts_by_category(found: Found, chosen: Sequence[str]) -> str:
+    """The same per category: a metric on logical / structural anomalies."""
     rows = []
-    for text, name in LEVERS.items():
-        cells = found[name].groupby("category", sort=False)[AUROC[:2]].agg(spread)
+    for text, name in PARTS.items():
+        cells = found[name].groupby("category", sort=False)[list(chosen)].agg(spread)
         rows.append({"map": text} | cells.agg(" / ".join, axis="columns").to_dict())
     return table(rows)
 
 
-def conditions(found: Found, without: str) -> str:
-    """What was asked of the composition, category by category: ``plus`` less another rule."""
-    gaps = (found["merged"] - found[without])[[*AUROC, SPRO[2]]]
-    rows = [
-        {"category": category, AUROC[0]: spread(found["merged"].loc[category][AUROC[0]])}
-        | {f"difference, {metric}": spread(values, signed=True) for metric, values in gaps.loc[category].items()}
-        for category in found["merged"].index.unique("category")
-    ]
+def costs(found: Found) -> str:
+    """``plus`` less the best single part of each category and metric, the part chosen by its mean over seeds."""
+    single = [name for name in PARTS.values() if name not in ("merged", "maximum")]
+    rows = []
+    for category in found["merged"].index.unique("category"):
+        row: dict[str, str] = {"category": category}
+        for metric in METRICS:
+            values = {name: found[name].loc[category][metric] for name in single}
+            best = max(single, key=lambda name: float(values[name].mean()))
+            gap = spread(found["merged"].loc[category][metric] - values[best], signed=True)
+            row[metric] = f"{gap} ({'eq. 11' if best == '1:3' else best})"
+        rows.append(row)
     return table(rows)
 
 
@@ -190,16 +192,15 @@ def photographs() -> str:
 
 
 def main() -> None:
-    found = sources("synthetic", "ablation")
+    found, priors = sources("synthetic"), sources("mobilenet", "ablation")
     content = {
-        "claims": claims(found),
-        "levers": levers(found),
-        "categories": levers_by_category(found),
-        "conditions": conditions(found, "1:3"),
-        "read-out": conditions(found, "maximum"),
-        "cells": conditions(found, "maximum+amounts"),
-        "more images": conditions(sources("more_test_images"), "maximum"),
-        "codebooks": codebooks(found),
+        "claims": claims(found, CLAIMS),
+        "priors": claims(priors, PRIORS),
+        "parts": parts(found),
+        "categories": parts_by_category(found, AUROC[:2]),
+        "places": parts_by_category(found, SPRO[:2]),
+        "costs": costs(found),
+        "codebooks": codebooks(priors),
         "one model": table(one_model_rows(load("one_model")["cells"])),
         "merging": table(load("merging_study")["rows"]),
         "composition": table(load("composition_study")["rows"]),
@@ -207,7 +208,7 @@ def main() -> None:
     fill(ROOT / "docs" / "findings.md", content)
     fill(
         ROOT / "README.md",
-        {"results": levers(found, differences=False), "models": models(), "photographs": photographs()},
+        {"results": parts(found, differences=False), "models": models(), "photographs": photographs()},
     )
 
 

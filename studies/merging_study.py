@@ -44,15 +44,20 @@ def data_of(args: argparse.Namespace, category: str, seed: int) -> AnomalibDataM
     return SyntheticLOCO(args.root / f"seed{seed}", category, 256, num_train=60, train_batch_size=4, seed=seed)
 
 
-@torch.no_grad()
-def train(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps, Maps]:
-    """Train; paths of the test images, and what the parts say of test and calibration images."""
+def trained(args: argparse.Namespace, category: str, seed: int) -> tuple[Npgmf, AnomalibDataModule]:
+    """A trained model, and its data ready for the test."""
     seed_everything(seed, workers=True, verbose=False)
     data = data_of(args, category, seed)
     model = Npgmf(preset="small", composition=True, post_processor=False, evaluator=False, visualizer=False)
-    with torch.enable_grad():
-        fit(model, data, max_epochs=args.epochs)
+    fit(model, data, max_epochs=args.epochs)
     data.setup("test")
+    return model, data
+
+
+@torch.no_grad()
+def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps, Maps]:
+    """Train; paths of the test images, and what the parts say of test and calibration images."""
+    model, data = trained(args, category, seed)
     net, paths, found = model.model, [], []
     merger = net.merger
     for loader in (data.test_dataloader(), data.val_dataloader()):
@@ -132,7 +137,7 @@ def main() -> None:
     args = options(__doc__, epochs=12, root=Path, photographs=Path, seeds=[100], categories=categories)
 
     def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
-        paths, test, normal = train(args, category, seed)
+        paths, test, normal = read_maps(args, category, seed)
         return {name: scores(paths, *values) for name, values in rules(test, normal).items()}
 
     collect("merging_study", args, table_rows, measure)

@@ -11,6 +11,8 @@ import torch
 from _factory import make_engine, make_model, mvtec
 from lightning import seed_everything
 
+from anomalib_npgmf.host import fit
+
 IMAGES = 8  # that are trained on, all in one step, whatever the number of processes
 EPOCHS = 2
 
@@ -18,6 +20,7 @@ EPOCHS = 2
 def run(data: Path, results: Path, processes: int) -> None:
     """Fit both branches and the composition, then a bank alone; save states as ``<name>_<processes>_<rank>.pt``."""
     torch.set_num_threads(1)
+    fit.INITIAL_IMAGES = IMAGES // 2  # every process must draw the same half
     # Codes that die are moved onto random vectors of a batch, whose order differs; that has a test of its own.
     whole: dict[str, Any] = {"composition": True, "logical": {"codebook_restart": False}}
     for name, options in (("whole", whole), ("bank", {"branches": "structural"})):

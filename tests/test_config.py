@@ -33,6 +33,9 @@ def test_literal_differs_from_paper_where_it_says() -> None:
     paper, literal = PRESETS["paper"].logical, PRESETS["literal"].logical
     assert (literal.fusion, literal.fusion_depth, literal.norm) == ("concat", 1, "bn")
     assert (literal.codebook_init, literal.codebook_restart) == ("normal", False)
+    assert (literal.decoder_blocks, paper.decoder_blocks) == ((1, 3, 4, 23, 3), 3)
+    assert literal.rectify_embedding
+    assert paper.rectify_embedding
     assert literal.embedding_channels == paper.embedding_channels
     assert literal.code_dim == paper.code_dim
 
@@ -103,10 +106,10 @@ def test_none_keeps_the_presets_value_and_others_override() -> None:
         (lambda: resolve("small", {"colour": 1}), r"The model has no field \['colour'\]"),
         (lambda: resolve("small", {}, {"colour": 1}), r"logical has no field \['colour'\]"),
         (lambda: resolve("small", {}, None, {"colour": 1}), r"structural has no field \['colour'\]"),
-        (lambda: ModelConfig(logical_image_size=(256, 256, 3)), "logical_image_size must be a side or a height and a"),
+        (lambda: ModelConfig(logical_image_size=(256, 256, 3)), "logical_image_size must be .* or a list of 2"),
         (lambda: ModelConfig(structural_image_size=31), "structural_image_size must be .* not 31"),
         (lambda: ModelConfig(branches="none"), "branches must be"),
-        (lambda: ModelConfig(learning_rate=-1.0), "learning_rate must be positive, not -1.0"),
+        (lambda: ModelConfig(learning_rate=-1.0), "learning_rate must be a number above 0 on, not -1.0"),
     ],
 )
 def test_bad_choices_get_a_sentence(call: Any, sentence: str) -> None:

@@ -9,18 +9,22 @@ import anomalib_npgmf
 
 PACKAGE = Path(anomalib_npgmf.__file__).parent
 PARTS = ("logical", "structural", "composition", "merging")
-BASE = {"backbone", "distributed"}
+BASE = {"backbone", "distributed", "disk", "fields", "precision"}
 ALLOWED = {
     "distributed": set(),
-    "backbone": {"distributed"},
+    "disk": set(),
+    "fields": set(),
+    "precision": set(),
+    "backbone": {"distributed", "disk", "precision"},
     **dict.fromkeys(PARTS, BASE),
-    "metrics": {"distributed"},
-    "data": {"host"},  # the compatibility list names what it works around
-    "config": {*PARTS, "backbone"},
+    "metrics": {"distributed", "disk"},
+    "data": {"disk", "host", "fields"},  # the compatibility list names what it works around
+    "config": {*PARTS, "backbone", "fields"},
     "torch_model": {*PARTS, *BASE, "config"},
     "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},
     "lightning_model": {*PARTS, *BASE, "config", "torch_model", "host", "export"},
+    "calibrate": {"host", "export", "lightning_model"},
     "benchmark": {*PARTS, *BASE, "config", "torch_model", "host", "export", "metrics", "data", "lightning_model"},
 }
 

@@ -119,6 +119,17 @@ def test_score_is_the_maximum_of_the_merged_map() -> None:
     torch.testing.assert_close(out.pred_score, out.anomaly_map.amax(dim=(1, 2, 3)))
 
 
+@pytest.mark.parametrize("merging", ["sum", "maximum"])
+@pytest.mark.parametrize("branches", ["both", "structural"])
+def test_score_of_two_sizes_is_the_maximum_of_the_map_that_is_returned(branches: str, merging: str) -> None:
+    """Enlarging a map lowers its peaks: an image above the threshold would have an empty mask."""
+    model = ready(make({"structural_image_size": 256, "branches": branches, "merging": merging}))
+    with torch.no_grad():
+        out = model(torch.randn(4, 3, 256, 256))
+    assert out.anomaly_map.shape == (4, 1, 256, 256)
+    assert torch.equal(out.pred_score, out.anomaly_map.amax(dim=(1, 2, 3)))
+
+
 def test_known_structural_map_saves_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ready(make())
     image = torch.randn(1, 3, 128, 128)

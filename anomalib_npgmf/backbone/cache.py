@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_npgmf.disk import reserve
+
 logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 16 << 30
@@ -119,7 +121,8 @@ class FeatureCache:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed by `close`
-        self._values = np.memmap(self._file, np.float32, "w+", shape=(capacity, numbers))
+        reserve(self._file, 4 * numbers * capacity, self._folder)
+        self._values = np.memmap(self._file, np.float32, "r+", shape=(capacity, numbers))
 
     def close(self) -> None:
         """Give the disk space back."""

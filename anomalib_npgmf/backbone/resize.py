@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from anomalib_npgmf.precision import in_single_precision
+
 
 def resize_matrix(before: Tensor, after: int) -> Tensor:
     """Weights of antialiased bilinear resizing along one side.
@@ -47,6 +49,7 @@ class AntialiasedResize(nn.Module):
         super().__init__()
         self.size = size
 
+    @in_single_precision
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, h, w] to [B, C, *size]."""
         sides = image.shape[-2:]

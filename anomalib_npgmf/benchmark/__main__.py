@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 if every cell is finished; 1 if one failed or, with one sentence on standard error, if the input
-        is wrong; 130 if it was interrupted.
+        is wrong; 130 if it was interrupted. A run that is ended by SIGTERM or SIGHUP ends its cell as well.
     """
     options = _parser().parse_args(arguments)
     try:

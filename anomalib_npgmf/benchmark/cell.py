@@ -1,4 +1,7 @@
-"""Run one cell in a process of its own: ``python -m anomalib_npgmf.benchmark.cell`` with a job on standard input."""
+"""Run one cell in a process of its own: ``python -m anomalib_npgmf.benchmark.cell`` with a job on standard input.
+
+The process ends when its standard input closes, see `anomalib_npgmf.benchmark.process`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ from timm import is_model
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_npgmf.backbone.network import normalisation_of
+from anomalib_npgmf.benchmark import process
 from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
@@ -35,13 +38,14 @@ from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
 
 
-def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
+def run_cell(cell: Cell, files: dict[str, Path], stem: Path, scratch: Path) -> Record:
     """Train and test one cell; what that adds to the record, from ``metrics`` on.
 
     Args:
         cell: What to run.
         files: Local weights by timm name.
         stem: What the pictures of the gallery are named after.
+        scratch: Folder of what the training writes.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -50,7 +54,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path) -> Record:
     assert isinstance(datamodule, AnomalibDataModule)
     datamodule.prepare_data()  # the first cell of a category draws or unpacks; that is no training time
     test_pass = TestPass()
-    with served_by_timm(files) as served, tempfile.TemporaryDirectory() as scratch:
+    with served_by_timm(files) as served:
         model = build_model(_class("anomalib.models", cell.model_class), insert_files(cell.model_args, files))
         assert isinstance(model, AnomalibModule)
         settings: dict[str, Any] = {"devices": 1, "default_root_dir": scratch, "logger": False}
@@ -147,7 +151,7 @@ def _describe(model: AnomalibModule) -> dict[str, Any]:
 
 def main() -> int:
     """Run the job on standard input and write its record; exit status 1 if it failed."""
-    job = json.load(sys.stdin)
+    job = json.loads(process.read_job())
     cell, files = Cell(**job["cell"]), {name: Path(path) for name, path in job["weights"].items()}
     output = Path(job["output"])
     logging.getLogger("anomalib").setLevel(logging.WARNING)
@@ -159,7 +163,7 @@ def main() -> int:
         "hardware": hardware(),
     }
     try:
-        record.update(run_cell(cell, files, path_of(output, cell).with_suffix("")))
+        record.update(run_cell(cell, files, path_of(output, cell).with_suffix(""), Path(job["scratch"])))
     except Exception as error:
         traceback.print_exc()
         record.update({"status": "failed", "error": f"{type(error).__name__}: {error}"})

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -78,9 +77,7 @@ class TestPass(Callback):
                 alone = module.model.merge(found.alone(part))
                 self._keep(part, paths, alone.pred_score, alone.anomaly_map)
             for rule, merged in merged_by_other_rules(module.model.merger, found.maps).items():
-                # The score is that of the merged map, as in the model: enlarging a map lowers its peaks.
-                enlarged = F.interpolate(merged, size=module.settings.image_size, mode="bilinear", align_corners=False)
-                self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), enlarged)
+                self._keep(rule, paths, merged.amax(dim=(-3, -2, -1)), merged)
 
     def _keep(self, name: str, paths: list[Path], scores: Tensor | None, maps: Tensor | None) -> None:
         assert scores is not None

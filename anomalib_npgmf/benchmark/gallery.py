@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from anomalib_npgmf.benchmark.evaluate import MERGED, Prediction, TestPass
+from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import Picture, heat_map, outline, panels
 from anomalib_npgmf.metrics.ground_truth import GOOD, kind_of
 
@@ -82,7 +83,7 @@ def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
         title = f"{role.replace('_', ', ')}: {path.parent.name}/{path.name}, score {merged[path].score:.3g}"
         target = stem.with_name(f"{stem.name}_{role}.jpg")
         picture = cv2.cvtColor(panels(named, title), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(target), picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        write_picture(target, np.asarray(picture, np.uint8), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         files[role] = target.name
     return files
 

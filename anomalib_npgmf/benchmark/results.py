@@ -21,13 +21,10 @@ MAPS = {
     "logical": "the logical branch alone",
     "structural": "the structural branch alone",
     "composition": "the composition branch alone",
-    "amounts": "the composition branch with the whole-image histograms only",
     "1:3": "eq. 11 of the paper: calibrated maps of the two branches, logical once and structural three times",
     "3:1": "the other order of the weights",
     "1:1": "equal weights",
     "maximum": "the larger one of the two calibrated maps",
-    "1:3+composition": "the larger one of eq. 11 and the composition, calibrated as in the model",
-    "maximum+amounts": "the maximum of both branch maps and of that composition map, calibrated as in the model",
 }
 LOCO = tuple(f"{name} {kind}" for name in ("AUROC", "sPRO@0.05") for kind in ("logical", "structural", "mean"))
 PLAIN = ("image AUROC", "pixel AUROC")

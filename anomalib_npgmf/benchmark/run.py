@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from anomalib_npgmf.benchmark import process
 from anomalib_npgmf.benchmark.plan import Cell, Plan
 from anomalib_npgmf.benchmark.record import Record, path_of, read_record, write_record
 from anomalib_npgmf.benchmark.weights import insert_files
@@ -47,7 +48,7 @@ class Runner:
         return states
 
     def _run_cell(self, cell: Cell) -> Record:
-        """Run one cell; its output is kept in a .log file beside the record if it fails."""
+        """Run one cell; its output is kept in a .log file beside the record unless it finishes."""
         path = path_of(self.output, cell)
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,14 +57,12 @@ class Runner:
         command = self.command.format(key=cell.key)
         job = {"cell": asdict(cell), "weights": weights, "command": command, "output": str(self.output.resolve())}
         call = [sys.executable, "-m", "anomalib_npgmf.benchmark.cell"]
-        with log.open("w", encoding="utf-8") as file:
-            ended = subprocess.run(
-                call, input=json.dumps(job), stdout=file, stderr=subprocess.STDOUT, text=True, check=False
-            )
+        with tempfile.TemporaryDirectory() as scratch:  # removed here, since the cell may be killed
+            status = process.run(call, json.dumps(job | {"scratch": scratch}), log)
         record = read_record(self.output, cell)
         if record is None:
             # a process that could not even write its record: killed, or out of memory
-            error = f"The process ended with status {ended.returncode}; see {log.name}."
+            error = f"The process ended with status {status}; see {log.name}."
             record = {"status": "failed", "command": command, "error": error}
             write_record(self.output, cell, record)
         if record["status"] == "finished":

@@ -27,9 +27,11 @@ class FeatureCollector:
 
     Example:
         >>> collector = FeatureCollector([4])
-        >>> collector.append([torch.stack([torch.ones(4, 2, 2), torch.zeros(4, 2, 2)])], keys=["b", "a"])
-        >>> collector.append([torch.ones(1, 4, 2, 2)], keys=["a"])
-        >>> collector.assemble()[0].mean(dim=(1, 2, 3)).tolist()
+        >>> small = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+        >>> collector.append([torch.stack([torch.ones(4, 2, 2), torch.zeros(4, 2, 2)])], ["b", "a"], small)
+        >>> collector.append([torch.ones(1, 4, 2, 2)], ["a"], small)
+        >>> (level,), thumbnails = collector.assemble()
+        >>> level.mean(dim=(1, 2, 3)).tolist()
         [0.0, 1.0]
     """
 
@@ -37,12 +39,13 @@ class FeatureCollector:
         self.projections = [_directions(count) if count > _MAX_CHANNELS else None for count in channels]
         self._maps: dict[str, list[Tensor]] = {}
 
-    def append(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
+    def append(self, features: Sequence[Tensor], keys: Sequence[str], thumbnails: Tensor) -> None:
         """Add a batch of images.
 
         Args:
             features: Map [B, C, H, W] of each level.
             keys: One key per image, such as its path; a key seen before is ignored.
+            thumbnails: The images, small, [B, 3, T, T] uint8.
 
         Raises:
             ValueError: If a feature is not finite in half precision.
@@ -58,10 +61,10 @@ class FeatureCollector:
             if not all(bool(level.isfinite().all()) for level in maps):
                 msg = f"The features of image {key!r} are not finite in float16; check it and the backbone's weights."
                 raise ValueError(msg)
-            self._maps.setdefault(key, maps)
+            self._maps.setdefault(key, [*maps, thumbnails[index].cpu()])
 
-    def assemble(self) -> list[Tensor]:
-        """Return the maps of all images of all processes, [N, d, H, W] float16 for each level.
+    def assemble(self) -> tuple[list[Tensor], Tensor]:
+        """Return the maps of all images of all processes, [N, d, H, W] float16 for each level, and the thumbnails.
 
         Raises:
             ValueError: If there is no image.
@@ -72,7 +75,8 @@ class FeatureCollector:
         if not maps:
             msg = "The composition branch has no images to learn from; train on at least two normal images."
             raise ValueError(msg)
-        return [torch.stack(level) for level in zip(*(maps[key] for key in sorted(maps)), strict=True)]
+        *levels, thumbnails = (torch.stack(kept) for kept in zip(*(maps[key] for key in sorted(maps)), strict=True))
+        return levels, thumbnails
 
 
 def _directions(channels: int) -> Tensor:

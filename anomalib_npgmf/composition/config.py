@@ -1,9 +1,12 @@
 """Settings of the composition branch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from anomalib_npgmf.fields import Items, Range, check_fields
+
+_Sizes = Annotated[tuple[Annotated[int, Range(2, 1024)], ...], Items(1, distinct=False)]
+_MAX_SHARES = 8192  # a covariance of 8192 x 8192 takes 256 MiB, one per level and codebook
 
 
 @dataclass(frozen=True)
@@ -20,41 +23,31 @@ class CompositionConfig:
         grid_codebook_sizes: Numbers of codes of the histograms of grids.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If a value is out of range.
 
     Example:
         >>> CompositionConfig(levels=[4, 3]).levels
         (3, 4)
-        >>> CompositionConfig(codebook_sizes=(16, 1))
+        >>> CompositionConfig(codebooks=0)
         Traceback (most recent call last):
         ...
-        ValueError: codebook_sizes must be at least 2 each, but they are (16, 1).
+        ValueError: composition.codebooks must be a whole number from 1 to 64, not 0.
     """
 
-    levels: tuple[int, ...] = (3, 4)
-    codebook_sizes: tuple[int, ...] = (8, 16, 32)
-    codebooks: int = 3
-    grids: tuple[int, ...] = (2, 3)
-    grid_codebook_sizes: tuple[int, ...] = (32,)
+    levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
+    codebook_sizes: _Sizes = (8, 16, 32)
+    codebooks: Annotated[int, Range(1, 64)] = 3
+    grids: Annotated[tuple[Annotated[int, Range(2, 64)], ...], Items()] = (2, 3)
+    grid_codebook_sizes: _Sizes = (32,)
 
     def __post_init__(self) -> None:
-        """Check the ranges and turn lists (as YAML gives them) into tuples, levels sorted."""
+        """Check types, ranges and the memory that grids take, and sort the levels."""
+        check_fields(self, "composition.")
         object.__setattr__(self, "levels", tuple(sorted(self.levels)))
-        if not self.levels or len(set(self.levels)) < len(self.levels) or self.levels[0] < 1:
-            msg = f"levels must be distinct backbone levels from 1 on, but they are {self.levels}."
-            raise ValueError(msg)
-        for name in ("codebook_sizes", "grid_codebook_sizes"):
-            sizes = tuple(getattr(self, name))
-            object.__setattr__(self, name, sizes)
-            if not sizes or min(sizes) < 2:
-                msg = f"{name} must be at least 2 each, but they are {sizes}."
-                raise ValueError(msg)
-        grids: Any = self.grids  # whatever YAML gave
-        valid = isinstance(grids, (list, tuple)) and all(isinstance(grid, int) and grid >= 2 for grid in grids)
-        if not valid or len(set(grids)) < len(grids):
-            msg = f"grids must be a list of distinct numbers of cells from 2 on, but they are {grids}."
-            raise ValueError(msg)
-        object.__setattr__(self, "grids", tuple(grids))
-        if self.codebooks < 1:
-            msg = f"codebooks must be at least 1, but it is {self.codebooks}."
+        if self.grids and (shares := max(self.grids) ** 2 * max(self.grid_codebook_sizes)) > _MAX_SHARES:
+            msg = (
+                f"composition.grids {self.grids} with grid_codebook_sizes {self.grid_codebook_sizes} make histograms "
+                f"of {shares} shares, whose covariance takes too much memory; lower either for at most {_MAX_SHARES}."
+            )
             raise ValueError(msg)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomalib_npgmf.composition.examples import regions_of
 from anomalib_npgmf.composition.histogram import Evidence
 
 
@@ -24,11 +25,16 @@ class Explanation(NamedTuple):
         normal_share: Mean share on normal images.
         mask: Patches of the place that belong to the code, boolean [H, W].
         place: Cell of the grid, "image" for the whole image.
+        patches: Normal patches that belong to the code, RGB, [3, 3, 32, 32] uint8; ``None`` if they are not known.
+        regions: Number of connected regions of the code in the image and in normal ones; ``None`` where normal images
+            differ in it, and for cells.
 
     Example:
         >>> explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
         >>> explanation.text
         'composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)'
+        >>> explanation._replace(regions=(5, 6)).text
+        'composition: one region of code 7 is missing, 5 instead of 6 (level 4, 16 codes, 2.0 % of the image ...'
     """
 
     level: int
@@ -39,17 +45,40 @@ class Explanation(NamedTuple):
     normal_share: float
     mask: Tensor
     place: str = "image"
+    patches: Tensor | None = None
+    regions: tuple[int, int] | None = None
 
     @property
     def text(self) -> str:
         """One line for a caption."""
-        sign = "more" if self.share > self.normal_share else "less"
         where, whole = ("", "the image") if self.place == "image" else (f" in the {self.place}", "it")
         return (
-            f"composition: {sign} of code {self.code} than normal{where} "
+            f"composition: {self._what}{where} "
             f"(level {self.level}, {self.codebook_size} codes, "
             f"{self.share:.1%} of {whole} instead of {self.normal_share:.1%})"
         ).replace("%", " %")
+
+    @property
+    def reason(self) -> str:
+        """`text` without what only the makers of a model need.
+
+        Example:
+            >>> mask = torch.zeros(2, 2, dtype=torch.bool)
+            >>> Explanation(4, 16, 0, 7, 0.02, 0.05, mask, "lower left quarter").reason
+            'less of code 7 than normal in the lower left quarter (2.0 % instead of 5.0 %)'
+        """
+        where = "" if self.place == "image" else f" in the {self.place}"
+        return f"{self._what}{where} ({self.share:.1%} instead of {self.normal_share:.1%})".replace("%", " %")
+
+    @property
+    def _what(self) -> str:
+        more = self.share > self.normal_share
+        found, usual = self.regions or (0, 0)
+        if found == usual or (found > usual) != more:
+            return f"{'more' if more else 'less'} of code {self.code} than normal"
+        gap = abs(found - usual)
+        number = f"one region of code {self.code} is" if gap == 1 else f"{gap} regions of code {self.code} are"
+        return f"{number} {'too many' if more else 'missing'}, {found} instead of {usual}"
 
 
 def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], size: tuple[int, int]) -> Explanation:
@@ -68,6 +97,8 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
     _, codes, grid, _ = contributions.shape
     membership = found.memberships[image, book, code]
     mask = F.interpolate(membership[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+    examples = found.examples
+    usual = examples.usual_regions(book, code) if examples is not None and grid == 1 else None
     cell = torch.zeros(1, 1, grid, grid, device=mask.device)
     cell[0, 0, row, column] = 1
     return Explanation(
@@ -79,6 +110,8 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
         normal_share=float(found.normal_shares[place]),
         mask=mask & (F.interpolate(cell, size=size, mode="nearest")[0, 0] > 0),
         place=place_of(row, column, grid),
+        patches=examples.patches[book, code] if examples is not None and bool(examples.patches.any()) else None,
+        regions=None if usual is None else (regions_of(found.memberships[image, book])[code], usual),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.composition.codes import SoftCodes
+from anomalib_npgmf.composition.examples import CodeExamples
 from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
+_EXAMPLE_IMAGES = 200  # at most so many normal images are looked at for examples of the codes
 _EPSILON = 1e-4  # added to every share: keeps the slope of the square root finite
 
 
@@ -23,12 +26,14 @@ class Evidence(NamedTuple):
         shares: Share of a cell's patches that belong to each code, [B, R, K, g, g], in [0, 1].
         normal_shares: The same for the mean normal image, [R, K, g, g].
         contributions: Contribution of each code in each cell to the squared distance, [B, R, K, g, g].
+        examples: What the codes stand for; ``None`` in files of before version 0.2.
     """
 
     memberships: Tensor
     shares: Tensor
     normal_shares: Tensor
     contributions: Tensor
+    examples: CodeExamples | None
 
 
 class HistogramOutput(NamedTuple):
@@ -66,7 +71,8 @@ class CodeHistograms(nn.Module):
         ...     part = torch.zeros(1, 2, 8, 8)
         ...     part[0, 1, :rows, column] = 5.0
         ...     return part
-        >>> held_out = histograms.fit([torch.cat([scene(number % 3, 2 + number % 2) for number in range(20)])])
+        >>> normal = torch.cat([scene(number % 3, 2 + number % 2) for number in range(20)])
+        >>> held_out = histograms.fit([normal], torch.zeros(20, 3, 128, 128, dtype=torch.uint8))
         >>> output = histograms([torch.cat([scene(2, 2), scene(6, 2)])], size=(16, 16))
         >>> held_out.shape, output.surplus.shape, bool(output.squared[1] > 5 * output.squared[0])
         (torch.Size([20]), torch.Size([2, 1, 16, 16]), True)
@@ -92,12 +98,16 @@ class CodeHistograms(nn.Module):
         self._weights = [2.0 ** -levels[index] / total for index in self.inputs]
         self.codes = nn.ModuleList(SoftCodes(channels[index], size, books, whiten=whiten) for index, size in pairs)
         self.variations = nn.ModuleList(NormalVariation(books, size * grid**2) for _, size in pairs)
+        self.examples = nn.ModuleList(CodeExamples(books, size) for _, size in pairs)
 
-    def fit(self, maps: Sequence[Tensor], projections: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Fit codes, mean and covariance.
+    def fit(
+        self, maps: Sequence[Tensor], thumbnails: Tensor, projections: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Fit codes, mean and covariance, and keep examples of the codes.
 
         Args:
             maps: Features of normal images, [N, C, H, W] for each level, or [N, d, H, W] if they were projected.
+            thumbnails: The images, see `CodeExamples.fit`.
             projections: Orthonormal directions [C, d] of each level, ``None`` for one that was not projected.
 
         Returns:
@@ -108,20 +118,25 @@ class CodeHistograms(nn.Module):
             ValueError: If there are too few images or patches.
         """
         squared = torch.zeros(len(maps[0]))
-        for index, weight, codes, variation in zip(
-            self.inputs, self._weights, self.codes, self.variations, strict=True
+        every = math.ceil(len(thumbnails) / _EXAMPLE_IMAGES)
+        for index, weight, codes, variation, examples in zip(
+            self.inputs, self._weights, self.codes, self.variations, self.examples, strict=True
         ):
             assert isinstance(codes, SoftCodes)
             assert isinstance(variation, NormalVariation)
+            assert isinstance(examples, CodeExamples)
             level, projection = maps[index], projections[index] if projections else None
             codes.fit(level.permute(0, 2, 3, 1).flatten(0, 2), projection)
-            vectors = []
-            for block in level.split(32):
+            vectors, seen = [], []
+            for start, block in zip(range(0, len(level), 32), level.split(32), strict=True):
                 values = block.to(codes.weight)
                 if projection is not None:
                     # The codes lie in the span of the directions, so this gives the memberships of the features.
                     values = torch.einsum("cd,bdhw->bchw", projection.to(values), values)
-                vectors.append(self.histogram(codes(values)).flatten(2))
+                memberships = codes(values)
+                vectors.append(self.histogram(memberships).flatten(2))
+                seen.append(memberships[-start % every :: every].cpu())
+            examples.fit(torch.cat(seen), thumbnails[::every])
             variation.fit(torch.cat(vectors))
             squared += weight * cross_validated(torch.cat(vectors)).cpu()
         return squared
@@ -141,8 +156,9 @@ class CodeHistograms(nn.Module):
         squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
         surplus = squared.view(-1, 1, 1, 1)
         evidence = []
-        for index, weight, codes, variation in zip(
-            self.inputs, self._weights, self.codes, self.variations, strict=True
+        known: Sequence[Any] = [None] * len(self.inputs) if "examples" not in self._modules else list(self.examples)
+        for index, weight, codes, variation, examples in zip(
+            self.inputs, self._weights, self.codes, self.variations, known, strict=True
         ):
             assert isinstance(variation, NormalVariation)
             memberships = codes(features[index])
@@ -154,7 +170,8 @@ class CodeHistograms(nn.Module):
             shares = histogram.square() - _EPSILON
             normal_shares = (variation.mean.unflatten(1, cells).square() - _EPSILON).clamp_min(0)
             surplus = surplus + self._surplus(memberships, shares, normal_shares, size) / len(self.inputs)
-            evidence.append(Evidence(memberships, shares, normal_shares, (weight * contributions).unflatten(2, cells)))
+            parts = (weight * contributions).unflatten(2, cells)
+            evidence.append(Evidence(memberships, shares, normal_shares, parts, examples))
         return HistogramOutput(squared, surplus, evidence)
 
     def _surplus(self, memberships: Tensor, shares: Tensor, normal: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
+from anomalib_npgmf.composition.examples import THUMBNAIL
 from anomalib_npgmf.composition.explanation import Explanation, explain
 from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
-from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank
+from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
+from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
@@ -72,7 +75,7 @@ class CompositionBranch(nn.Module):
         >>> def scene(parts):  # that many of 64 patches show a part
         ...     return (torch.arange(64) < parts).float().view(1, 1, 8, 8) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
         >>> for number in range(20):
-        ...     branch.collect([scene(8 + number % 3)], keys=[f"{number:03d}"])
+        ...     branch.collect([scene(8 + number % 3)], [f"{number:03d}"], torch.zeros(1, 3, 64, 64))
         >>> branch.finish()
         >>> output = branch([torch.cat([scene(9), scene(30)])], size=(16, 16), mask_size=(8, 8))
         >>> bool(output.distance[0] < 1 and output.distance[1] > 5), output.anomaly_map.shape
@@ -104,40 +107,49 @@ class CompositionBranch(nn.Module):
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
-    def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
+    @in_single_precision
+    def collect(self, features: Sequence[Tensor], keys: Sequence[str], images: Tensor) -> None:
         """Collect normal training images.
 
         Args:
             features: Map [B, C, H, W] of each level.
             keys: One key per image, the same in every process, such as its path.
+            images: The images, RGB in [0, 1], [B, 3, h, w]; small versions explain the codes.
         """
-        self._collector.append(features, keys)
+        small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+        self._collector.append(features, keys, (255 * small.clamp(0, 1)).round().byte())
 
     @torch.no_grad()
+    @in_single_precision
     def finish(self) -> None:
         """Fit codes, means and covariances to the collected images, and free them.
 
         In a distributed run every process must call this: the first one fits, all end with the same buffers.
 
         Raises:
-            ValueError: If there are too few images or patches.
+            ValueError: If there are too few images or patches. In a distributed run every process raises.
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
-        maps = collector.assemble()
-        if process_rank() == 0:
-            squared = torch.stack([part.fit(maps, collector.projections) for part in self._all()])
-            if len(maps[0]) < _MIN_IMAGES:
-                self.mean[1:] = _DISABLED
-            else:
-                distances = squared.clamp_min(0).sqrt()
-                std, mean = torch.std_mean(distances, dim=1)
-                self.mean.copy_(mean)
-                self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
-                largest = self._standardise(distances.to(self.mean).T).amax(dim=1)
-                variance, mean = torch.var_mean(largest, correction=0)
-                self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
+        maps, thumbnails = collector.assemble()
+        with raise_together():
+            if process_rank() == 0:
+                self._fit(maps, thumbnails, collector.projections)
         broadcast_from_rank0(self.buffers())
 
+    def _fit(self, maps: Sequence[Tensor], thumbnails: Tensor, projections: Sequence[Tensor | None]) -> None:
+        squared = torch.stack([part.fit(maps, thumbnails, projections) for part in self._all()])
+        if len(maps[0]) < _MIN_IMAGES:
+            self.mean[1:] = _DISABLED
+            return
+        distances = squared.clamp_min(0).sqrt()
+        std, mean = torch.std_mean(distances, dim=1)
+        self.mean.copy_(mean)
+        self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
+        largest = self._standardise(distances.to(self.mean).T).amax(dim=1)
+        variance, mean = torch.var_mean(largest, correction=0)
+        self.cv_stats.copy_(torch.tensor([len(largest), mean, len(largest) * variance]))
+
+    @in_single_precision
     def forward(
         self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None = None
     ) -> CompositionOutput:
@@ -149,16 +161,8 @@ class CompositionBranch(nn.Module):
             mask_size: Height and width of the masks of explanations; ``None`` for no explanations.
 
         Returns:
-            Distances and maps, in single precision whatever the precision of the network's pass.
+            Distances and maps.
         """
-        if torch.compiler.is_compiling():
-            return self._forward(features, size, mask_size)
-        with torch.autocast(features[0].device.type, enabled=False):
-            return self._forward(features, size, mask_size)
-
-    def _forward(
-        self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None
-    ) -> CompositionOutput:
         surplus, distances = [], []
         evidence: list[list[Evidence]] = []
         for part in self._all():

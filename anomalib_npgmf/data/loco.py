@@ -6,6 +6,8 @@ from pathlib import Path
 
 from anomalib.data import MVTecLOCO
 
+from anomalib_npgmf.host.command_line import speak_plainly
+
 
 class LOCO(MVTecLOCO):
     """MVTec LOCO AD, or any category in its layout, as an anomalib data module.
@@ -22,7 +24,8 @@ class LOCO(MVTecLOCO):
     """
 
     def _setup(self, _stage: str | None = None) -> None:
-        check_category(Path(self.root) / self.category)
+        with speak_plainly():
+            check_category(Path(self.root) / self.category)
         super()._setup(_stage)
 
 

@@ -1,6 +1,7 @@
 """Metadata of a model: what it was built from and how it is calibrated."""
 
 import math
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,10 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         "calibration": statistics,
         "threshold": post.image_threshold.item() if normalised else None,
         "normal_score": post.image_min.item() if normalised else None,
+        "false_alarm_rate": getattr(post, "false_alarm_rate", None),
+        "calibration_images": len(getattr(post, "normal_scores", ())) or None,
         "bank_size": None if module.model.structural is None else len(module.model.structural.bank),
         "calibrated_for_bank": module.calibrated_for_bank,
+        "configuration": asdict(module.settings),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from anomalib_npgmf.host.archive import check_archive
+
 KEY = "anomalib_npgmf"
-_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, RuntimeError, ElementTree.ParseError, zipfile.BadZipFile)
 
 
 def write_onnx(path: Path, metadata: dict[str, Any]) -> None:
@@ -41,8 +42,10 @@ def describe(path: str | Path) -> dict[str, Any]:
         The metadata: ``version`` of this package, ``preset``, ``backbone``, ``branches``, ``category``, ``prompt``,
         ``image_size`` that images are resized to, ``merging``, ``weights`` (of a sum), ``calibration`` (mean and
         standard deviation of each branch map), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean
-        raw score of normal images, 0.25 after normalisation), ``bank_size``, ``calibrated_for_bank`` (false if the bank
-        was shrunk without data), ``input_size`` (``None``: any) and ``date`` (UTC).
+        raw score of normal images, 0.25 after normalisation), ``false_alarm_rate`` that the threshold stands for and
+        the number of ``calibration_images`` that it comes from (``None``: not known), ``bank_size``,
+        ``calibrated_for_bank`` (false if the bank was shrunk without data), ``configuration`` (all settings),
+        ``input_size`` (``None``: any) and ``date`` (UTC).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,10 +64,13 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(msg)
     try:
         metadata = _READERS[path.suffix](path)
-    except _READ_ERRORS as error:
+    except ModuleNotFoundError:
+        raise  # onnx is not installed
+    except Exception as error:  # whatever a reader makes of arbitrary bytes
         msg = f"{path} cannot be read ({type(error).__name__}); it is truncated or foreign: copy or export it again."
         raise ValueError(msg) from error
-    if metadata is None:
+    own = isinstance(metadata, dict) and all(isinstance(metadata.get(key), str) for key in ("version", "preset"))
+    if not own:
         msg = f"{path} is readable but says nothing about Npgmf; it was written by another model or program."
         raise ValueError(msg)
     return dict(metadata)
@@ -72,12 +78,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def _read_onnx(path: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ValueError(str(error)) from error
+    model = onnx.load(path, load_external_data=False)
     if not model.graph.output:
         raise EOFError
     for tensor in model.graph.initializer:
@@ -97,6 +99,7 @@ def _read_openvino(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    check_archive(path)
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(f"/{KEY}.json")]
         return json.loads(archive.read(names[0])) if names else None
@@ -106,8 +109,10 @@ def _read_checkpoint(path: Path) -> Any:
     import torch
     from anomalib.utils.serialization import anomalib_safe_globals
 
+    check_archive(path)
     with anomalib_safe_globals():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content.get(KEY) if isinstance(content, dict) else None
 
 
 _READERS = {".onnx": _read_onnx, ".xml": _read_openvino, ".pt": _read_torch, ".ckpt": _read_checkpoint}

@@ -7,7 +7,7 @@ import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from torch import Tensor
 
-from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.distributed import gather_list, raise_together
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.splits import calibration_loader
 from anomalib_npgmf.merging.calibration import calibrate, to_device
@@ -101,11 +101,12 @@ class Calibrator:
         self._model.eval()
         device = self._model.merger.mean.device
         kept: list[dict[str, Tensor]] = []
-        for batch in batches:
-            assert batch.image is not None
-            assert batch.image_path is not None
-            maps = self.maps(self._normalise(batch.image.to(device)), [str(path) for path in batch.image_path])
-            kept.append({part: raw.cpu() for part, raw in maps.items()})
+        with raise_together():
+            for batch in batches:
+                assert batch.image is not None
+                assert batch.image_path is not None
+                maps = self.maps(self._normalise(batch.image.to(device)), [str(path) for path in batch.image_path])
+                kept.append({part: raw.cpu() for part, raw in maps.items()})
         composition = self._model.composition
         calibrate(self._model.merger, kept, None if composition is None else composition.cv_stats)
         found: list[tuple[float, float]] = []

@@ -1,12 +1,15 @@
 """Checks of checkpoints: one sentence where one does not fit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from anomalib.models.components import AnomalibModule
 from torch import Tensor
+
+from anomalib_npgmf.host.archive import check_archive
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
@@ -23,7 +26,7 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
     Raises:
         ValueError: If the checkpoint is of another model, another preset, another merging or another architecture.
     """
-    if metadata is None:
+    if not isinstance(metadata, dict) or not {"preset", "category", "prompt"} <= metadata.keys():
         msg = "This checkpoint was not written by Npgmf; give one that was."
         raise ValueError(msg)
     stored = metadata["preset"]
@@ -38,8 +41,14 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
-    # The bank's size is known only after training.
-    expected = {name: value.shape for name, value in model.state_dict().items() if ".bank." not in name}
+    # Files of 0.1 name no configuration, but these.
+    for name in ("branches", "logical_image_size", "structural_image_size"):
+        if metadata.get(name, own[name]) != own[name]:
+            msg = f"The checkpoint was made with {name} {metadata[name]!r} (not {own[name]!r}); set {name} to that."
+            raise ValueError(msg)
+    # Sizes that are known only after training, and what files of before do not have.
+    grown = (".bank.", ".normal_scores", ".examples.")
+    expected = {name: v.shape for name, v in model.state_dict().items() if not any(part in name for part in grown)}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:
         msg = (
@@ -50,14 +59,17 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
 
 
 @contextmanager
-def readable(path: str | Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file that is no checkpoint into one sentence.
+def readable(path: str | Path, arguments: Iterable[str] = ()) -> Iterator[None]:
+    """Check a checkpoint's file, and turn what else goes wrong in loading it into one sentence.
 
     Args:
         path: The file.
+        arguments: Names of the arguments that the user gives beside it. Lightning ignores those that it does not know.
 
     Raises:
-        ValueError: If it is truncated, foreign or of another architecture.
+        FileNotFoundError: If there is no such file.
+        TypeError: If there is no such argument.
+        ValueError: If the file is truncated, damaged, foreign or of another architecture.
 
     Example:
         >>> with readable("a.ckpt"):
@@ -66,9 +78,24 @@ def readable(path: str | Path) -> Iterator[None]:
         ...
         ValueError: a.ckpt cannot be read as a checkpoint (EOFError); it is truncated or foreign: copy it again or ...
     """
+    import anomalib_npgmf
+
+    functions = (anomalib_npgmf.Npgmf.__init__, AnomalibModule.load_from_checkpoint)
+    known = {name for function in functions for name in signature(function).parameters}
+    if unknown := sorted(set(arguments) - known):
+        msg = f"Npgmf has no argument {', '.join(unknown)}; see help(anomalib_npgmf.Npgmf) for those that it has."
+        raise TypeError(msg)
+    checked = False
     try:
+        if isinstance(path, (str, Path)) and Path(path).is_file():
+            check_archive(Path(path))
+        checked = True
         yield
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
+    except (FileNotFoundError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # whatever a reader makes of arbitrary bytes
+        if checked and (arguments or type(error) is ValueError):
+            raise  # about the arguments, or a sentence of our own
         msg = (
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is truncated or foreign: copy it "
             "again or give another one."

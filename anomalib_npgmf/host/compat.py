@@ -10,6 +10,11 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 `adapt_strategy` |
 | 16-bit grey images are clipped at 255 | 2.0 to 2.7, no issue known | `restore_16_bit`, \
 `Load16BitGrayscale` |
+| ``Engine.train`` tests the checkpoint that it went on from; ``Engine.export`` ignores the model's arguments and \
+writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.engine` |
+| data modules resize to the size of the model as it was made, before a checkpoint is read | 2.7, no issue known | \
+`anomalib_npgmf.host.rebuild.resize_data` |
+| pictures of folders of the same name share one place | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.places` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
 `anomalib_npgmf.host.post_processor` |

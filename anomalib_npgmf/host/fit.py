@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from anomalib_npgmf.backbone.cache import open_cache
+from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
+from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.quiet import settle
-from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, split_for_calibration
-from anomalib_npgmf.logical.text_prior import caption_of, encode_caption
+from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
+from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
@@ -34,13 +36,15 @@ class PrepareFit(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Set calibration images aside, and adapt the trainer."""
+        """Check the trainer; for a fit also set calibration images aside, and adapt the trainer."""
+        check_precision(trainer)
         settle(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)
-        bank = [name for name, _ in pl_module.named_buffers() if name.startswith("model.structural.bank.")]
-        adapt_strategy(trainer.strategy, pl_module, unchanging=bank)
+        fitted = ("model.structural.bank.", "model.composition.")
+        unchanging = [name for name, _ in pl_module.named_buffers() if name.startswith(fitted)]
+        adapt_strategy(trainer.strategy, pl_module, unchanging=unchanging)
         pl_module.category = category_of(trainer)
         datamodule = getattr(trainer, "datamodule", None)
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
@@ -63,9 +67,8 @@ class PrepareFit(Callback):
         if trainer.ckpt_path is not None and complete:
             return
         if model.logical is not None:
-            # The same images in every process.
-            first = dataset.subsample(list(range(min(INITIAL_IMAGES, len(dataset)))))
-            batches = map(restore_16_bit, images_of(trainer, first, model.config.image_size, shared=False))
+            drawn = drawn_images(dataset, INITIAL_IMAGES)
+            batches = map(restore_16_bit, images_of(trainer, drawn, model.config.image_size, shared=False))
             model.initialise(torch.cat([pl_module.normalised(batch.image.to(pl_module.device)) for batch in batches]))
         if model.structural is not None or model.composition is not None:
             collect(trainer, pl_module, dataset)
@@ -108,7 +111,7 @@ def category_of(trainer: Trainer) -> str:
 
 
 def embed_category(module: "Npgmf", category: str) -> None:
-    """Give the text prior CLIP's embedding of the caption (section III-A); without effect for other text priors.
+    """Give the text prior CLIP's embedding of the caption (section III-A2); without effect for other text priors.
 
     Raises:
         ValueError: If neither caption nor category is known.
@@ -120,9 +123,12 @@ def embed_category(module: "Npgmf", category: str) -> None:
     if not caption:
         msg = "The text prior needs the category's name, which the data module does not give; set prompt."
         raise ValueError(msg)
-    logger.info("Text prior: %r", caption)
     module.prompt = caption
-    module.model.logical.text_prior.set_embedding(encode_caption(caption, weights=module.clip_weights))
+    config = module.settings.logical
+    captions = captions_of(caption, config.captions)
+    logger.info("Text prior: %s", captions)
+    embedding = encode_caption(*captions, model_name=config.clip_model, weights=module.clip_weights)
+    module.model.logical.text_prior.set_embedding(embedding)
 
 
 def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: bool = True) -> DataLoader[Any]:
@@ -193,13 +199,15 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     structural, composition = module.model.structural, module.model.composition
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
-    for batch in map(restore_16_bit, progress(loader, shown=shown)):
-        features = module.model.features(module.normalised(batch.image.to(module.device)))
-        keys = [str(path) for path in batch.image_path]
-        if structural is not None:
-            structural.collect(features.structural, keys)
-        if composition is not None:
-            composition.collect(features.composition, keys)
+    with raise_together():
+        for batch in map(restore_16_bit, progress(loader, shown=shown)):
+            images = batch.image.to(module.device)
+            features = module.model.features(module.normalised(images))
+            keys = [str(path) for path in batch.image_path]
+            if structural is not None:
+                structural.collect(features.structural, keys)
+            if composition is not None:
+                composition.collect(features.composition, keys, images)
     if structural is not None:
         structural.finish(progress=shown)
     if composition is not None:

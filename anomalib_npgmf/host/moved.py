@@ -1,11 +1,14 @@
-"""Old names, so that files of before version 0.2 load: of tensors in checkpoints, of classes in ``.pt`` files."""
+"""Files of before version 0.2 load: old names of tensors and classes, and the architecture as it was."""
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
 import torch
+
+from anomalib_npgmf.config import PRESETS, ModelConfig
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
@@ -67,3 +70,20 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
+
+
+def former_choices(settings: ModelConfig) -> ModelConfig:
+    """Settings with the choices that the logical branch had before they could be made.
+
+    Args:
+        settings: Resolved settings of a model whose file names no configuration.
+
+    Example:
+        >>> former_choices(PRESETS["literal"]).logical.decoder_blocks
+        3
+    """
+    logical = settings.logical
+    blocks = 3 if logical.decoder_blocks == PRESETS["literal"].logical.decoder_blocks else logical.decoder_blocks
+    return replace(
+        settings, logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks)
+    )

@@ -6,29 +6,50 @@ import torch
 from anomalib.post_processing import PostProcessor
 from torch import Tensor
 
-THRESHOLD_DEVIATIONS = 3.0
+from anomalib_npgmf.merging.threshold import deviations, rate_interval
+
+FALSE_ALARM_RATE = 0.01
+_STORED = "normal_scores"
 
 
 class CalibratedPostProcessor(PostProcessor):
     """anomalib's post-processor with a threshold from normal images only and a strictly increasing normalisation.
 
     anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
-    clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold is the mean plus three standard
-    deviations of the image scores of the calibration images, and that of pixels the same of the maxima of their maps.
-    Scores s become ``1/2 (1 + x / (1 + |x|))`` with
-    ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1), is 1/2 at the threshold and 1/4 at the mean of
-    the normal images' scores.
+    clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold comes from the image scores of the
+    calibration images: it lies so far above their mean that a share ``false_alarm_rate`` of normal images is expected
+    above it, see `anomalib_npgmf.merging.threshold.deviations`. That of pixels is the same of the maxima of their maps.
+    Scores s become ``1/2 (1 + x / (1 + |x|))`` with ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1),
+    is 1/2 at the threshold and 1/4 at the mean of the normal images' scores.
 
     Args:
+        false_alarm_rate: Share of normal images that may be called anomalous, in (0, 0.5); left out, 0.01 or, when a
+            checkpoint is loaded, the one it was calibrated with. One that is given moves a loaded threshold as well.
         **kwargs: See `anomalib.post_processing.PostProcessor`.
 
+    Attributes:
+        normal_scores: Image scores of the calibration images and maxima of their maps, [N, 2].
+
+    Raises:
+        ValueError: If the rate is out of range.
+
     Example:
-        >>> post = CalibratedPostProcessor()
+        >>> post = CalibratedPostProcessor(false_alarm_rate=0.05)
         >>> post.calibrate(torch.tensor([1.0, 2.0, 3.0]))
-        >>> [round(v, 3) for v in post._normalize(torch.tensor([2.0, 5.0, 50.0]), post.image_min, post.image_max,
+        >>> [round(v, 3) for v in post._normalize(torch.tensor([2.0, 50.0]), post.image_min, post.image_max,
         ...                                       post.image_threshold).tolist()]
-        [0.25, 0.5, 0.969]
+        [0.25, 0.965]
+        >>> round(post.image_threshold.item(), 3)  # 2 + 2.92 * sqrt(4 / 3)
+        5.372
     """
+
+    normal_scores: Tensor
+
+    def __init__(self, false_alarm_rate: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._chosen = None if false_alarm_rate is None else _checked(false_alarm_rate)
+        self.false_alarm_rate = FALSE_ALARM_RATE if self._chosen is None else self._chosen
+        self.register_buffer(_STORED, torch.zeros(0, 2))
 
     def calibrate(self, scores: Tensor, peaks: Tensor | None = None) -> None:
         """Fix thresholds and ranges.
@@ -40,19 +61,69 @@ class CalibratedPostProcessor(PostProcessor):
         Raises:
             ValueError: If there is no score or one is not finite.
         """
-        for prefix, given in (("image", scores), ("pixel", scores if peaks is None else peaks)):
-            if not len(given) or not torch.isfinite(given).all():
-                msg = "Calibration needs at least one normal image, and finite scores."
-                raise ValueError(msg)
-            values = given.double()
+        both = torch.stack([scores, scores if peaks is None else peaks], dim=1)
+        if not len(both) or not torch.isfinite(both).all():
+            msg = "Calibration needs at least one normal image, and finite scores."
+            raise ValueError(msg)
+        self.normal_scores = both.to(self.image_min.device, torch.float32)
+        self._set_thresholds()
+
+    def set_false_alarm_rate(self, rate: float) -> None:
+        """Move the thresholds of a calibrated model; scores, maps and their order stay as they are.
+
+        Args:
+            rate: Share of normal images that may be called anomalous, in (0, 0.5).
+
+        Raises:
+            ValueError: If the rate is out of range, or the scores of the normal images are not known.
+        """
+        self._chosen = self.false_alarm_rate = _checked(rate)
+        if not len(self.normal_scores):
+            msg = (
+                "This model does not hold the scores of its normal images (it was calibrated before version 0.2), so "
+                "its threshold cannot be moved; calibrate it anew with python -m anomalib_npgmf.calibrate."
+            )
+            raise ValueError(msg)
+        self._set_thresholds()
+
+    def statement(self) -> str:
+        """What the threshold means, as a sentence; empty where it is not known."""
+        count = len(self.normal_scores)
+        if not count:
+            return ""
+        low, high = (1000 * limit for limit in rate_interval(count, self.false_alarm_rate))
+        return (
+            f"Threshold from {count} normal image{'s'[: count > 1]}: about {1000 * self.false_alarm_rate:.3g} of 1,000 "
+            f"good parts will be rejected (95 % confidence: {low:.2g} to {high:.2g})."
+        )
+
+    def _set_thresholds(self) -> None:
+        for prefix, values in zip(("image", "pixel"), self.normal_scores.double().T, strict=True):
             mean = values.mean()
             spread = values.std() if len(values) > 1 else values.abs().mean()
             # Identical scores leave no spread; keep a range that float32 still resolves.
             spread = torch.maximum(spread, 1e-6 * mean.abs().clamp(min=1.0))
-            threshold = mean + THRESHOLD_DEVIATIONS * spread
+            threshold = mean + deviations(len(values), self.false_alarm_rate) * spread
             getattr(self, f"_{prefix}_threshold").copy_(threshold)
             getattr(self, f"{prefix}_min").copy_(mean)
             getattr(self, f"{prefix}_max").copy_(threshold)
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "false_alarm_rate")
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """As anomalib's; a false alarm rate that was given to this object stays."""
+        super().load_checkpoint_config(config)
+        if self._chosen is not None:
+            self.false_alarm_rate = self._chosen
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        stored = state_dict.setdefault(f"{prefix}{_STORED}", torch.zeros(0, 2))  # files of before do not have it
+        self.normal_scores = torch.empty_like(stored, device=self.image_min.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self._chosen is not None:
+            self.set_false_alarm_rate(self._chosen)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave the validation set alone: it may hold test images."""
@@ -67,3 +138,10 @@ class CalibratedPostProcessor(PostProcessor):
             return None
         x = (preds - threshold) / (norm_max - norm_min)
         return 0.5 * (1 + x / (1 + x.abs()))
+
+
+def _checked(rate: float) -> float:
+    if not 0 < rate < 0.5:
+        msg = f"false_alarm_rate is the share of good parts that may be rejected, between 0 and 0.5, not {rate}."
+        raise ValueError(msg)
+    return rate

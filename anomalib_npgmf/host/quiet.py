@@ -11,20 +11,17 @@ only, because `anomalib_npgmf.host.plugin` imports it early.
 exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
 | accelerators, tips and checkpoints at INFO | Lightning 2.6 | from WARNING on |
 | ten retries of an unreachable hub, twice each | huggingface_hub 1 | from ERROR on; the error itself says what to do |
-| the traceback of every error, with its causes | anomalib 2.0 to 2.7 | for errors that are sentences, the sentence |
 | a table of submodules, a table of metrics | Lightning 2.6 | taken out; `TestSummary` prints the metrics |
 | eight workers on any machine, of which torch warns in every epoch | anomalib 2.0 to 2.7 | one per processor |
 | every prediction stays in memory, though nobody takes them | Lightning 2.6 | let go |
 | warnings of Lightning, torch and torchmetrics that no user can act on | see `FILTERED` | filtered by their text |
 """
 
-import linecache
 import logging
 import os
 import sys
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 # Beginnings of messages, as regular expressions.
@@ -41,7 +38,6 @@ FILTERED: Final = (
 )
 LOGGERS: Final = ("", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 EXPORTED: Final = "Exported model to"  # the one thing that anomalib says at INFO and users need
-PACKAGE: Final = Path(__file__).parents[1]
 
 
 def on_command_line() -> bool:
@@ -71,31 +67,11 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for text in FILTERED:
         warnings.filterwarnings("ignore", text)
-    if sys.excepthook is not say_in_a_sentence:
-        _former_hook.append(sys.excepthook)
-        sys.excepthook = say_in_a_sentence
 
 
 def concerns_the_user(record: logging.LogRecord) -> bool:
     """Whether a record is a warning, or says where an exported file is."""
     return record.levelno >= logging.WARNING or str(record.msg).startswith(EXPORTED)
-
-
-_former_hook: list[Any] = []
-
-
-def say_in_a_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print the message of an error that this package raises on purpose; leave others to the former hook."""
-    last = traceback
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is not None:
-        file = last.tb_frame.f_code.co_filename
-        statement = linecache.getline(file, last.tb_lineno).strip()
-        if PACKAGE in Path(file).parents and statement.startswith("raise "):
-            print(f"{kind.__name__}: {error}", file=sys.stderr)
-            return
-    _former_hook[-1](kind, error, traceback)
 
 
 def settle(trainer: Any) -> None:

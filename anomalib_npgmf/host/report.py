@@ -73,23 +73,24 @@ class Report(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
-        del pl_module
         verdicts = {verdict.path or str(i): verdict for i, verdict in enumerate(gather_list(self.verdicts))}
         thumbnails = {path: kept for _, _, path, kept in gather_list(self._thumbnails)}
         if trainer.is_global_zero:
-            self._finish(trainer, list(verdicts.values()), thumbnails)
+            self._finish(trainer, pl_module, list(verdicts.values()), thumbnails)
         self._written = True
 
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was found before the error."""
-        del pl_module, exception
+        del exception
         if not self._written and self.verdicts and trainer.is_global_zero:
             self._written = True
-            self._finish(trainer, self.verdicts, {path: kept for _, _, path, kept in self._thumbnails})
+            self._finish(trainer, pl_module, self.verdicts, {path: kept for _, _, path, kept in self._thumbnails})
 
-    def _finish(self, trainer: Trainer, verdicts: list[Verdict], thumbnails: dict[str, Thumbnails]) -> None:
+    def _finish(
+        self, trainer: Trainer, module: Any, verdicts: list[Verdict], thumbnails: dict[str, Thumbnails]
+    ) -> None:
         if not verdicts:
             return
         verdicts.sort(key=worst_first)
@@ -98,7 +99,8 @@ class Report(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(verdicts, folder / "scores.csv")
         write_json(verdicts, folder / "scores.json")
-        summary, checkpoint = summary_of(verdicts), str(trainer.ckpt_path or "")
+        statement = getattr(module.post_processor, "statement", str)()  # what the threshold stands for
+        summary, checkpoint = f"{summary_of(verdicts)} {statement}".strip(), str(trainer.ckpt_path or "")
         write_page(verdicts, thumbnails, folder / "report.html", summary=summary, checkpoint=checkpoint)
         if not trainer.testing:
             Console().print(table_of(verdicts[:PRINTED_ROWS]))

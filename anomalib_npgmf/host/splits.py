@@ -21,6 +21,20 @@ def normal_images(dataset: Any) -> Any:
     return dataset.subsample(list(samples.index[samples.label_index == 0]))
 
 
+def drawn_images(dataset: Any, count: int) -> Any:
+    """Some images of an anomalib dataset, drawn by a fixed seed: files are often sorted by shift or variant.
+
+    Args:
+        dataset: The dataset.
+        count: Number of images; of a smaller dataset all are taken.
+
+    Returns:
+        The same images in every call and process, in the order of the dataset, as a dataset.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    return dataset.subsample(sorted(order[:count]))
+
+
 def plain(dataset: Any, size: tuple[int, int]) -> Any:
     """A view of a dataset without augmentations, resized so that its images form batches."""
     view = dataset.subsample(list(range(len(dataset))))

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.merging.rule import MapMerger
 
@@ -120,7 +119,7 @@ def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
         anomalous = None if batch.pred_label is None else bool(batch.pred_label[index])
         reason = ""
         if anomalous is not False and deciding[index] == "composition" and carried is not None and carried.explanations:
-            reason = _composition_reason(carried.explanations[index])
+            reason = carried.explanations[index].reason
         elif anomalous is not False and deciding[index] in _REASONS:
             reason = f"{_REASONS[deciding[index]]}, most {_place(plane, scale)}"
         mask = None if batch.pred_mask is None else batch.pred_mask[index].squeeze().bool().cpu()
@@ -208,14 +207,6 @@ def _normalised(post: Any, scores: Tensor) -> Tensor:
 def _rows(columns: dict[str, Tensor]) -> list[dict[str, float]]:
     values = [[round(value, DIGITS) for value in column.float().cpu().tolist()] for column in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _composition_reason(found: Explanation) -> str:
-    """`Explanation.text` without what only the model's makers need."""
-    sign = "more" if found.share > found.normal_share else "less"
-    shares = f"{found.share:.1%} instead of {found.normal_share:.1%}".replace("%", " %")
-    where = found.place.removeprefix("cell in ")
-    return f"{sign} of code {found.code} than normal in {'' if where.startswith('row') else 'the '}{where} ({shares})"
 
 
 def _scale(path: str, plane: Tensor) -> tuple[float, float]:

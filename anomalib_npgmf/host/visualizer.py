@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
+from anomalib_npgmf.host.places import picture_path
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import BranchMaps
 
@@ -88,8 +89,8 @@ class NpgmfVisualizer(ImageVisualizer):
 
     The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
     is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
-    the composition branch, a second line names the code of which there is too much or too little, and its patches are
-    outlined in the map.
+    the composition branch, a second line names the code of which there is too much or too little; its patches are
+    outlined in the map, and patches of normal images that belong to it are shown.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -109,7 +110,7 @@ class NpgmfVisualizer(ImageVisualizer):
         for index, picture in enumerate(self.draw(pl_module, batch)):
             paths = batch.image_path
             path = self.file_of(trainer, paths[index] if paths is not None else f"{index}.png")
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            write_picture(path, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8))
 
     on_predict_batch_end = on_test_batch_end
 
@@ -123,12 +124,7 @@ class NpgmfVisualizer(ImageVisualizer):
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        return generate_output_filename(
-            input_path=path,
-            output_path=self.output_dir,
-            dataset_name=getattr(datamodule, "name", None),
-            category=getattr(datamodule, "category", None),
-        )
+        return picture_path(path, Path(self.output_dir), datamodule)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the pictures are."""
@@ -172,8 +168,11 @@ class NpgmfVisualizer(ImageVisualizer):
                     scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
                 named[f"{name} map"] = heat_map(image, self._resize(scores), threshold=threshold)
             if index in explanations:
-                marked = outline(named.pop("composition map"), explanations[index].mask.cpu().numpy(), WHITE)
-                named[f"composition map, code {explanations[index].code}"] = marked
+                found = explanations[index]
+                marked = outline(named.pop("composition map"), found.mask.cpu().numpy(), WHITE)
+                named[f"composition map, code {found.code}"] = marked
+                if found.patches is not None:
+                    named[f"normal patches, code {found.code}"] = self._tiled(found.patches)
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
             if branch_maps.reconstruction is not None:
                 named["reconstruction"] = self._picture(
@@ -184,6 +183,16 @@ class NpgmfVisualizer(ImageVisualizer):
             dominant_name = dominant[index] if len(parts) > 1 else None
             pictures.append(panels(named, title_of(score, label, dominant_name, explanations.get(index))))
         return pictures
+
+    def _tiled(self, patches: Tensor) -> Picture:
+        """Patches [3, 3, h, w] below each other, on white."""
+        height, width = self.field_size
+        side = height // len(patches) - 4
+        canvas = np.full((height, width, 3), 255, np.uint8)
+        for number, patch in enumerate(patches.permute(0, 2, 3, 1).cpu().numpy()):
+            top, left = number * (side + 4) + 2, (width - side) // 2
+            canvas[top : top + side, left : left + side] = cv2.resize(patch, (side, side))
+        return canvas
 
     def _resize(self, values: Tensor) -> NDArray[np.float32]:
         plane = values.squeeze().float().cpu().numpy()

@@ -2,7 +2,20 @@
 
 from math import gcd
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes its running statistics where a batch has a single value per channel.
+
+    The last batch of an epoch may be one image, whose one-class embedding may be 1 x 1; torch refuses that.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        if not self.training or input.numel() > input.shape[1]:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
@@ -17,7 +30,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
         8
     """
     if kind == "bn":
-        return nn.BatchNorm2d(channels)
+        return _BatchNorm(channels)
     # The one-class embedding may be 1 x 1: a group of one channel would be a single value, normalised to zero.
     groups = gcd(32, channels)
     while groups > 1 and channels // groups < 4:

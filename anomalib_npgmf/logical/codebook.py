@@ -9,8 +9,26 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
+from anomalib_npgmf.precision import in_single_precision
 
 _MAX_VECTORS = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
+
+
+def dilations_of(level: int, image_size: tuple[int, int], rule: str) -> tuple[int, ...]:
+    """Dilations of the atrous block of a level.
+
+    Args:
+        level: The level, of stride 2^level.
+        image_size: Height and width of the image.
+        rule: ``"map"`` or ``"level"``, see `anomalib_npgmf.logical.config.LogicalConfig`.
+
+    Example:
+        >>> dilations_of(3, (256, 256), "map"), dilations_of(3, (128, 128), "map"), dilations_of(3, (128, 128), "level")
+        ((6, 12, 18), (2, 4, 6), (6, 12, 18))
+    """
+    # Where a dilation exceeds the map only the centre of a kernel counts.
+    small = level >= 4 if rule == "level" else min(image_size) >> level < 32
+    return (2, 4, 6) if small else (6, 12, 18)
 
 
 class AtrousBlock(nn.Module):
@@ -81,6 +99,7 @@ class Codebook(nn.Module):
         # Vectors of all processes per code since the last reset: statistics, not part of the forward pass.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
+    @in_single_precision
     def indices(self, z: Tensor) -> Tensor:
         """Index of the nearest code (eq. 1).
 
@@ -94,6 +113,7 @@ class Codebook(nn.Module):
         scores = F.conv2d(z, -2 * self.codes[:, :, None, None]) + self.codes.square().sum(1)[:, None, None]
         return scores.argmin(dim=1)
 
+    @in_single_precision
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantise.
 

@@ -1,14 +1,16 @@
 """Configuration of the logical branch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-_CHOICES = {
-    "codebook_init": ("data", "normal"),
-    "fusion": ("proj", "concat"),
-    "norm": ("gn", "bn"),
-    "cosine": ("local", "flat"),
-}
+from anomalib_npgmf.fields import Items, Range, check_fields
+from anomalib_npgmf.logical.text_prior import CLIP_MODEL
+
+_Level = Annotated[int, Range(1, 16)]
+_Levels = Annotated[tuple[_Level, ...], Items(at_least=1)]
+_Channels = Annotated[int, Range(1, 16384)]
+_Depth = Annotated[int, Range(1, 64)]
+_Weight = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,20 @@ class LogicalConfig:
             over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
             means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
+        rectify_embedding: Whether the second convolution of the one-class embedding is normalised and rectified, as the
+            first is and as in RD4AD.
+        clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights of ViT-B/32 were
+            trained with QuickGELU; those of other projects, as ``ViT-B-32``, were not.
+        captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
+            embeddings is taken.
         prior_dim: Channels of the global context g, a linear layer of the text embedding.
         prior_grid: Side s0 of the grid to which g is reshaped before upsampling; 1 broadcasts it.
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
         atrous_width: Channels of each branch of the atrous block that feeds a codebook.
+        dilations: Dilations of the atrous blocks. ``"map"`` goes by the map that a block sees: 6, 12 and 18, or 2, 4
+            and 6 where a side is below 32, where the larger ones see little but the centre. ``"level"`` gives the
+            levels from 4 on the smaller ones, whatever the size of the image; at 256 pixels that is the same.
         codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
             ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
         codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
@@ -42,7 +53,7 @@ class LogicalConfig:
         window: Side of the attention windows.
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
-        decoder_blocks: Bottlenecks per decoding block.
+        decoder_blocks: Bottlenecks per decoding block, or one number for each level, finest first.
         decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1
             convolutions project a wider level to it, and the decoder's features back for eq. 4. ``None``: as many as
             the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
@@ -54,6 +65,7 @@ class LogicalConfig:
         commitment_weight: Weight beta of the commitment term in eq. 2.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If a value is outside its range.
 
     Example:
@@ -62,62 +74,42 @@ class LogicalConfig:
         >>> LogicalConfig(fusion="sum")
         Traceback (most recent call last):
         ...
-        ValueError: fusion must be one of ('proj', 'concat'), not 'sum'.
+        ValueError: logical.fusion must be 'proj' or 'concat', not 'sum'.
     """
 
-    levels: tuple[int, ...] | None = None
-    vq_levels: tuple[int, ...] = (2, 3, 4)
-    loss_levels: tuple[int, ...] | None = None
+    levels: _Levels | None = None
+    vq_levels: Annotated[tuple[_Level, ...], Items()] = (2, 3, 4)
+    loss_levels: _Levels | None = None
     standardise: bool = False
-    embedding_channels: int | None = None
-    prior_dim: int = 512
-    prior_grid: int = 1
-    codebook_size: int = 16
-    code_dim: int = 256
-    atrous_width: int = 256
+    embedding_channels: _Channels | None = None
+    rectify_embedding: bool = True
+    clip_model: str = CLIP_MODEL
+    captions: Annotated[tuple[str, ...], Items(at_least=1)] = ("{}",)
+    prior_dim: Annotated[int, Range(1, 4096)] = 512
+    prior_grid: Annotated[int, Range(1, 32)] = 1
+    codebook_size: Annotated[int, Range(1, 16384)] = 16
+    code_dim: _Channels = 256
+    atrous_width: _Channels = 256
+    dilations: Literal["map", "level"] = "map"
     codebook_init: Literal["data", "normal"] = "data"
     codebook_restart: bool = True
     fusion: Literal["proj", "concat"] = "proj"
-    fusion_depth: int = 2
-    window: int = 8
-    head_dim: int = 32
+    fusion_depth: _Depth = 2
+    window: Annotated[int, Range(1, 64)] = 8
+    head_dim: _Channels = 32
     modulator: bool = True
-    decoder_blocks: int = 3
-    decoder_channels: int | None = None
+    decoder_blocks: _Depth | Annotated[tuple[_Depth, ...], Items(at_least=1, distinct=False)] = 3
+    decoder_channels: _Channels | None = None
     norm: Literal["gn", "bn"] = "gn"
     cosine: Literal["local", "flat"] = "local"
-    feature_loss_weight: float = 1.0
-    image_loss_weight: float = 1.0
-    codebook_loss_weight: float = 1.0
-    commitment_weight: float = 1.0
+    feature_loss_weight: _Weight = 1.0
+    image_loss_weight: _Weight = 1.0
+    codebook_loss_weight: _Weight = 1.0
+    commitment_weight: _Weight = 1.0
 
     def __post_init__(self) -> None:
-        """Check the ranges and turn lists (as YAML gives them) into tuples."""
-        object.__setattr__(self, "vq_levels", tuple(sorted(self.vq_levels)))
-        for name in ("levels", "loss_levels"):
+        """Check types and ranges, and sort the levels."""
+        check_fields(self, "logical.")
+        for name in ("levels", "vq_levels", "loss_levels"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
-        if self.levels is not None and (not self.levels or len(set(self.levels)) < len(self.levels)):
-            msg = f"levels must be distinct levels of the backbone, or None for all of them, not {self.levels}."
-            raise ValueError(msg)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                msg = f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
-                raise ValueError(msg)
-        if self.decoder_channels is not None and self.decoder_channels < 1:
-            msg = f"decoder_channels must be at least 1 or None, not {self.decoder_channels}."
-            raise ValueError(msg)
-        for name in (
-            "prior_dim",
-            "prior_grid",
-            "codebook_size",
-            "code_dim",
-            "atrous_width",
-            "fusion_depth",
-            "window",
-            "head_dim",
-            "decoder_blocks",
-        ):
-            if getattr(self, name) < 1:
-                msg = f"{name} must be at least 1, not {getattr(self, name)}."
-                raise ValueError(msg)

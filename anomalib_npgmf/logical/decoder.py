@@ -24,30 +24,31 @@ def decoder_widths(channels: Sequence[int], limit: int | None) -> list[int]:
 
 
 def decoding_block(
-    in_channels: int, out_channels: int, doublings: int, config: LogicalConfig, *, rectify: bool
+    in_channels: int, out_channels: int, doublings: int, blocks: int, norm: str, *, rectify: bool
 ) -> nn.Sequential:
-    """``doublings`` upsampling bottlenecks, then ordinary ones; at least ``config.decoder_blocks`` in total.
+    """``doublings`` upsampling bottlenecks, then ordinary ones; at least ``blocks`` in total.
 
     Args:
         in_channels: Channels of the fused feature.
         out_channels: Channels of the result.
         doublings: Number of times that the resolution doubles.
-        config: Normalisation and number of bottlenecks.
+        blocks: Number of bottlenecks.
+        norm: See `anomalib_npgmf.logical.blocks.make_norm`.
         rectify: Whether the last bottleneck ends in a ReLU. It must not where the result is compared with features
             that may be negative.
     """
-    count = max(config.decoder_blocks, doublings)
-    blocks: list[nn.Module] = [
+    count = max(blocks, doublings)
+    chain: list[nn.Module] = [
         Bottleneck(
             in_channels if i == 0 else out_channels,
             out_channels,
-            config.norm,
+            norm,
             up=i < doublings,
             rectify=rectify or i < count - 1,
         )
         for i in range(count)
     ]
-    return nn.Sequential(*blocks)
+    return nn.Sequential(*chain)
 
 
 class Decoder(nn.Module):
@@ -66,6 +67,9 @@ class Decoder(nn.Module):
         prior_dim: Channels of the global context; 0 for none.
         vq_levels: Levels with a codebook.
         config: Remaining settings.
+
+    Raises:
+        ValueError: If ``config.decoder_blocks`` are numbers for another number of levels.
     """
 
     def __init__(
@@ -83,6 +87,11 @@ class Decoder(nn.Module):
         self.levels = tuple(levels)
         top = self.levels[-1]
         widths = decoder_widths(channels, config.decoder_channels)
+        each = config.decoder_blocks
+        blocks = (each,) * len(self.levels) if isinstance(each, int) else each
+        if len(blocks) != len(self.levels):
+            msg = f"decoder_blocks must be one number, or one for each of the {len(self.levels)} levels, not {each}."
+            raise ValueError(msg)
         # Two stride-2 steps of the embedding lie between its map and the deepest level.
         inputs = [(embedding_channels, top + 2, top, 0)]
         for position in range(len(self.levels) - 1, 0, -1):
@@ -110,7 +119,12 @@ class Decoder(nn.Module):
             narrow = width < count and (config.loss_levels is None or target in config.loss_levels)
             self.stages.append(
                 decoding_block(
-                    fusion.out_channels, width, level - target, config, rectify=width < count or rectified[position]
+                    fusion.out_channels,
+                    width,
+                    level - target,
+                    blocks[position],
+                    config.norm,
+                    rectify=width < count or rectified[position],
                 )
             )
             output: nn.Module = nn.Identity()

@@ -1,11 +1,13 @@
 """Losses and the anomaly map of the logical branch (paper, eqs. 3 to 7)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalib_npgmf.distributed import sum_over_processes
 from anomalib_npgmf.logical.config import LogicalConfig
 
 
@@ -116,16 +118,18 @@ class LogicalLoss(nn.Module):
 
 
 def check_finite(losses: dict[str, Tensor], epoch: int) -> None:
-    """Raise RuntimeError if a loss is NaN or infinite.
+    """Raise RuntimeError if a loss is NaN or infinite, in every process of a distributed run.
 
     Args:
         losses: Scalars by name.
         epoch: Number of the epoch, for the message.
     """
-    for name, value in losses.items():
-        if not torch.isfinite(value):
+    # One transfer from the device for all. The sum over processes is finite only if all losses are.
+    total = sum_over_processes(torch.stack([value.detach() for value in losses.values()]))
+    for name, value in zip(losses, total.tolist(), strict=True):
+        if not math.isfinite(value):
             msg = (
-                f"The {name} loss became {value.item()} in epoch {epoch}; training stops and the last "
+                f"The {name} loss became {value} in epoch {epoch}; training stops and the last "
                 "checkpoint stays. Try a smaller learning rate."
             )
             raise RuntimeError(msg)

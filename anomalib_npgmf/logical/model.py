@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.distributed import broadcast_from_rank0
-from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook
+from anomalib_npgmf.logical.codebook import AtrousBlock, Codebook, dilations_of
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.decoder import Decoder, decoder_widths
 from anomalib_npgmf.logical.embedding import OneClassEmbedding
 from anomalib_npgmf.logical.loss import LogicalLoss, logical_map
-from anomalib_npgmf.logical.text_prior import TEXT_PRIORS, TextPrior
+from anomalib_npgmf.logical.text_prior import TEXT_DIM, TEXT_PRIORS, TextPrior, text_dim_of
+from anomalib_npgmf.precision import at_least_single, in_single_precision, single_precision
 
 
 class LogicalOutput(NamedTuple):
@@ -40,7 +41,7 @@ class LogicalBranch(nn.Module):
         rectified: Whether each level's features are non-negative.
         image_size: Height and width of the image that the encoder sees.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
-        text_dim: Length of the text embedding.
+        text_dim: Length of the text embedding; ``None`` for that of ``config.clip_model``.
         config: Architecture and loss.
 
     Raises:
@@ -61,7 +62,7 @@ class LogicalBranch(nn.Module):
         rectified: Sequence[bool],
         image_size: tuple[int, int],
         text_prior: str,
-        text_dim: int = 512,
+        text_dim: int | None = None,
         config: LogicalConfig | None = None,
     ) -> None:
         super().__init__()
@@ -88,15 +89,17 @@ class LogicalBranch(nn.Module):
         self._scored = [i for i, level in enumerate(self.levels) if level in scored]
         width = config.embedding_channels or channels[-1]
         widths = decoder_widths(channels, config.decoder_channels)
-        self.embedding = OneClassEmbedding(channels[-1], width, config.norm, widths[-1])
+        self.embedding = OneClassEmbedding(
+            channels[-1], width, config.norm, widths[-1], rectified=config.rectify_embedding
+        )
+        text_dim = text_dim or (text_dim_of(config.clip_model) if text_prior == "clip" else TEXT_DIM)
         self.text_prior = (
             TextPrior(text_prior, config.prior_dim, config.prior_grid, text_dim) if text_prior != "none" else None
         )
         self.atrous = nn.ModuleDict()
         self.codebooks = nn.ModuleDict()
         for level in self.vq_levels:
-            # At stride 16 and above larger dilations would exceed the map, where only the centre of a kernel counts.
-            dilations = (6, 12, 18) if level < 4 else (2, 4, 6)
+            dilations = dilations_of(level, image_size, config.dilations)
             count, narrow = (of[self.levels.index(level)] for of in (channels, widths))
             block: nn.Module = AtrousBlock(narrow, config.atrous_width, config.code_dim, dilations, config.norm)
             if narrow < count:
@@ -137,7 +140,8 @@ class LogicalBranch(nn.Module):
 
     def pre_codes(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """z^k = A^k(f_E^k) for each level with a codebook, [B, d_q, H_k, W_k]."""
-        return {k: self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels}
+        found = [self.atrous[str(k)](features[self.levels.index(k)]) for k in self.vq_levels]
+        return dict(zip(self.vq_levels, at_least_single(found), strict=True))
 
     def code_maps(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """Index of the code at each position for each level with a codebook, integers [B, H_k, W_k]."""
@@ -175,7 +179,8 @@ class LogicalBranch(nn.Module):
         prior = self.text_prior(embedding) if self.text_prior is not None else None
         finest = None if reconstruct else self.levels[self._scored[0]]
         decoded, image = self.decoder(self.embedding(features[-1]), prior, codes, finest)
-        return LogicalOutput(decoded, image, loss)
+        rebuilt = None if image is None else at_least_single([image])[0]
+        return LogicalOutput(at_least_single(decoded), rebuilt, loss)
 
     def losses(self, features: Sequence[Tensor], image: Tensor, embedding: Tensor | None = None) -> dict[str, Tensor]:
         """All losses of one batch (eq. 6).
@@ -192,9 +197,11 @@ class LogicalBranch(nn.Module):
         assert out.reconstruction is not None
         out_of = [out.decoded[i] for i in self._scored]
         into = [features[i] for i in self._scored]
-        result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
+        with single_precision():
+            result: dict[str, Tensor] = self.loss(into, out_of, image, out.reconstruction, out.codebook_loss)
         return result
 
+    @in_single_precision
     def anomaly_map(self, features: Sequence[Tensor], output: LogicalOutput) -> Tensor:
         """S_log of eq. 7, [B, 1, H, W]."""
         left_out = len(self.levels) - len(output.decoded)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
+from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
 NORMAL_LEVEL = 0.95  # quantile of the pixels of normal images
@@ -132,13 +133,17 @@ class MapMerger(nn.Module):
     With ``maximum``, an addition to the paper, it is the pixelwise maximum of the two calibrated and smoothed maps:
     where only one branch detects an anomaly, a sum would add the other branch's noise.
 
+    Maps are merged and smoothed at one size and returned at another, to which they are enlarged before anything is read
+    from them: the score is the maximum of the map that is returned.
+
     Args:
-        size: Height and width of the merged map.
+        size: Height and width at which maps are merged.
         logical_weight: w_log.
         structural_weight: w_str.
         blur: Gaussian filter, [B, 1, H, W] to [B, 1, H, W].
         maximum: Whether to take the maximum instead of the weighted sum.
         composition: Whether a composition map is merged as well.
+        output_size: Height and width of the merged map; ``None`` for ``size``.
 
     Attributes:
         mean: mu of the logical and the structural map.
@@ -156,6 +161,7 @@ class MapMerger(nn.Module):
     mean: Tensor
     std: Tensor
     calibrated: Tensor
+    output_size: tuple[int, int]
 
     def __init__(
         self,
@@ -166,6 +172,7 @@ class MapMerger(nn.Module):
         blur: nn.Module,
         maximum: bool = False,
         composition: bool = False,
+        output_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         for name, weight in (("logical_weight", logical_weight), ("structural_weight", structural_weight)):
@@ -175,7 +182,7 @@ class MapMerger(nn.Module):
         if logical_weight == 0 and structural_weight == 0:
             msg = "logical_weight and structural_weight must not both be zero."
             raise ValueError(msg)
-        self.size = size
+        self.size, self.output_size = size, output_size or size
         self.maximum = maximum
         self.weights = {"logical": logical_weight, "structural": structural_weight}
         self.register_buffer("mean", torch.zeros(len(BRANCHES)))
@@ -207,6 +214,7 @@ class MapMerger(nn.Module):
             return branch_map
         return F.interpolate(branch_map, size=self.size, mode="bilinear", align_corners=False)
 
+    @in_single_precision
     def smoothed(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Calibrated, weighted and smoothed maps: the terms of the sum or of the maximum.
 
@@ -214,9 +222,16 @@ class MapMerger(nn.Module):
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            [B, 1, H, W] by branch. The weight is one for a single branch and for a maximum.
+            [B, 1, *output_size] by branch. The weight is one for a single branch and for a maximum.
         """
-        return {branch: self.blur(part) for branch, part in self._weighted(maps).items()}
+        return {branch: self._smooth(part) for branch, part in self._weighted(maps).items()}
+
+    def _smooth(self, part: Tensor) -> Tensor:
+        """Smooth a map [B, 1, *size] and bring it to ``output_size``."""
+        smooth: Tensor = self.blur(part)
+        if self.output_size == self.size:
+            return smooth
+        return F.interpolate(smooth, size=self.output_size, mode="bilinear", align_corners=False)
 
     def _weighted(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         branches = [branch for branch in BRANCHES if branch in maps]
@@ -227,6 +242,7 @@ class MapMerger(nn.Module):
             parts[branch] = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
         return parts
 
+    @in_single_precision
     def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
         """Merge without the composition map.
 
@@ -234,14 +250,15 @@ class MapMerger(nn.Module):
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Merged and smoothed map, [B, 1, H, W]; ``None`` without any.
+            Merged and smoothed map, [B, 1, *output_size]; ``None`` without any.
         """
         if self.maximum:
             smoothed = list(self.smoothed(maps).values())
             return torch.stack(smoothed).amax(dim=0) if smoothed else None
         parts = list(self._weighted(maps).values())
-        return self.blur(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
+        return self._smooth(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
 
+    @in_single_precision
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Map of each part on the scale of the merged map: the terms of the sum or of the maximum.
 
@@ -249,15 +266,16 @@ class MapMerger(nn.Module):
             maps: Raw maps by part, [B, 1, h, w] each.
 
         Returns:
-            [B, 1, H, W] by part.
+            [B, 1, *output_size] by part.
         """
         parts = self.smoothed(maps)
         if self.composition is not None:
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
-            surplus = self.blur(self.resize(maps["composition"]))
+            surplus = self._smooth(self.resize(maps["composition"]))
             parts["composition"] = self.composition.of_surplus(surplus, maps["distance"])
         return parts
 
+    @in_single_precision
     def forward(self, maps: dict[str, Tensor]) -> Merged:
         """Merge the maps that are present.
 
@@ -270,7 +288,7 @@ class MapMerger(nn.Module):
         """
         merged = self.merge_branches(maps)
         if self.composition is not None and "composition" in maps:
-            surplus = self.blur(self.resize(maps["composition"]))
+            surplus = self._smooth(self.resize(maps["composition"]))
             found: Merged = self.composition(merged, surplus, maps["distance"])
             return found
         if merged is None:

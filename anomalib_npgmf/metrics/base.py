@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -60,11 +61,11 @@ class LocoMetric(Metric):
             image_path: B paths.
             device: Where to keep the paths.
         """
-        text = "".join(f"{path}\n" for path in image_path)
+        text = b"".join(os.fsencode(path) + b"\0" for path in image_path)  # the one byte that no path holds
         assert isinstance(self.predictions, list)
         assert isinstance(self.paths, list)
         self.predictions.append(predictions)
-        self.paths.append(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device))
+        self.paths.append(torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device))
 
     def by_path(self) -> dict[Path, Tensor]:
         """Stored predictions by image path, each path once.
@@ -75,8 +76,8 @@ class LocoMetric(Metric):
         # after synchronisation between processes a list state is one tensor
         batches = self.predictions if isinstance(self.predictions, list) else [self.predictions]
         texts = self.paths if isinstance(self.paths, list) else [self.paths]
-        paths = "".join(bytes(text.cpu().numpy()).decode() for text in texts).splitlines()
-        return dict(zip(map(Path, paths), (item for batch in batches for item in batch), strict=True))
+        paths = b"".join(bytes(text.cpu().numpy()) for text in texts).split(b"\0")[:-1]
+        return dict(zip(map(Path, map(os.fsdecode, paths)), (item for batch in batches for item in batch), strict=True))
 
     def result(self, values: dict[str, float]) -> Tensor | None:
         """The value to report, or None where it is not defined.

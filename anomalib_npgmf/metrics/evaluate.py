@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 
 from anomalib_npgmf.metrics.category import Progress, spro_curves
+from anomalib_npgmf.metrics.files import reading
 from anomalib_npgmf.metrics.functional import SproCurve, check_limit
 from anomalib_npgmf.metrics.ground_truth import (
     GOOD,
@@ -53,7 +54,8 @@ def evaluate_loco(
 
     Raises:
         FileNotFoundError: If an image, a map, a ground truth or the config is missing.
-        ValueError: If a map has another size than its image, is not finite, or the ground truth is invalid.
+        ValueError: If a map has another size than its image, is not finite or not real, or the ground truth is invalid,
+            or a file is damaged.
     """
     return evaluate_with_curves(dataset_root, category, anomaly_maps_dir, limits, progress)[0]
 
@@ -135,9 +137,10 @@ def read_map(path: Path, size: tuple[int, int]) -> FloatArray:
         ``(H, W)`` scores.
 
     Raises:
-        ValueError: If the map has another size than the image or is not finite.
+        ValueError: If the file is damaged, or the map has another size than the image or is not finite or not real.
     """
-    scores = tifffile.imread(path)
+    with reading(path, "TIFF"):
+        scores = tifffile.imread(path)
     if scores.shape != size:
         raise ValueError(
             f"Anomaly map {path} has shape {scores.shape}, but its image is {size}; resize it (bilinear) to the image."

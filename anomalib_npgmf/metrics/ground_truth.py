@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from anomalib_npgmf.metrics.files import reading
 
 GOOD = "good"
 LOGICAL = "logical_anomalies"
@@ -137,30 +140,41 @@ def read_defects_config(category_dir: Path) -> dict[int, DefectType]:
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If an entry lacks a field, has a threshold that is not positive, or repeats a pixel value.
+        ValueError: If it is no JSON, or an entry lacks a field, has one of another type or a threshold that is
+            not positive, not finite or, where it is relative, above 1, or repeats a pixel value.
     """
     path = category_dir / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it holds the saturation thresholds and comes with MVTec LOCO AD.")
     types: dict[int, DefectType] = {}
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    for entry in entries:
-        try:
-            value = int(entry["pixel_value"])
-            defect = DefectType(
-                str(entry["defect_name"]), entry["saturation_threshold"], bool(entry["relative_saturation"])
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} has an entry {entry!r} without defect_name, pixel_value, saturation_threshold and "
-                "relative_saturation; restore the original file."
-            ) from error
-        if defect.saturation_threshold <= 0:
-            raise ValueError(f"{path}: the saturation threshold of {defect.name!r} must be positive.")
+    with reading(path, "JSON"):
+        entries: Any = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin it with a byte-order mark
+    for entry in entries if isinstance(entries, list) else [entries]:
+        value, defect = _defect_type(path, entry)
         if value in types:
             raise ValueError(f"{path} gives pixel value {value} to two defect types; restore the original file.")
         types[value] = defect
     return types
+
+
+def _defect_type(path: Path, entry: Any) -> tuple[int, DefectType]:
+    """Pixel value and defect type of an entry; types are compared exactly, as JSON has no others."""
+    fields = {"defect_name": (str,), "pixel_value": (int,), "saturation_threshold": (int, float)}
+    fields["relative_saturation"] = (bool,)
+    if not isinstance(entry, dict) or any(type(entry.get(name)) not in types for name, types in fields.items()):
+        raise ValueError(
+            f"{path} has an entry {entry!r} without defect_name (text), pixel_value (integer), saturation_threshold "
+            "(number) and relative_saturation (true or false); restore the original file."
+        )
+    name, value, threshold, relative = (entry[field] for field in fields)
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"{path}: the saturation threshold of {name!r} must be positive and finite, not {threshold}.")
+    if relative and threshold > 1:
+        raise ValueError(
+            f"{path}: the relative saturation threshold of {name!r} is {threshold}, but a fraction of the area is at "
+            "most 1; restore the original file."
+        )
+    return value, DefectType(name, threshold, relative)
 
 
 def read_defects(image_path: Path, config: dict[int, DefectType]) -> list[Defect]:
@@ -194,13 +208,17 @@ def image_size(image_path: Path) -> tuple[int, int]:
 
     Returns:
         ``(height, width)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image.
     """
-    with Image.open(image_path) as image:
+    with reading(image_path, "an image"), Image.open(image_path) as image:
         return image.height, image.width
 
 
 def _read_defect(path: Path, size: tuple[int, int], config: dict[int, DefectType]) -> Defect:
-    with Image.open(path) as image:
+    with reading(path, "an image"), Image.open(path) as image:
         pixels = np.asarray(image)  # without conversion: the values are the defect types
     if pixels.ndim != 2 or pixels.shape != size:
         raise ValueError(f"Mask {path} has shape {pixels.shape}, but its image is {size}; restore the ground truth.")

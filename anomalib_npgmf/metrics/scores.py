@@ -24,7 +24,7 @@ def as_scores(anomaly_map: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
         ``(H, W)`` array on the CPU.
 
     Raises:
-        ValueError: If the map is not two-dimensional or holds NaN or infinite values.
+        ValueError: If the map is not two-dimensional or holds NaN, infinite or complex values.
 
     Example:
         >>> as_scores(np.zeros((2, 3), dtype=np.float16), "example").dtype
@@ -32,9 +32,12 @@ def as_scores(anomaly_map: Tensor | npt.NDArray[Any], name: str) -> FloatArray:
     """
     if isinstance(anomaly_map, Tensor):
         anomaly_map = anomaly_map.detach().cpu()
-        anomaly_map = (anomaly_map if anomaly_map.dtype == torch.float64 else anomaly_map.float()).numpy()
+        exact_in_numpy = anomaly_map.dtype == torch.float64 or anomaly_map.is_complex()
+        anomaly_map = (anomaly_map if exact_in_numpy else anomaly_map.float()).numpy()
     if anomaly_map.ndim != 2:
         raise ValueError(f"Anomaly map {name} has shape {anomaly_map.shape}; one score per pixel (H, W) is needed.")
+    if np.iscomplexobj(anomaly_map):
+        raise ValueError(f"Anomaly map {name} holds complex numbers; write real scores.")
     exact = np.can_cast(anomaly_map.dtype, np.float32)
     scores = np.asarray(anomaly_map, dtype=np.float32 if exact else np.float64)
     if not np.isfinite(scores).all():

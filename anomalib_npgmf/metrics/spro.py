@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
 
+from anomalib_npgmf.disk import reserve
 from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.functional import check_limit
@@ -139,7 +141,7 @@ def _shared_values(maps: dict[Path, Tensor], limit: float) -> dict[str, float]:
     global _last
     digest = hashlib.blake2b(repr(limit).encode())
     for path, scores in maps.items():
-        digest.update(f"{path} {tuple(scores.shape)} {scores.dtype}".encode())
+        digest.update(os.fsencode(path) + f" {tuple(scores.shape)} {scores.dtype}".encode())
         digest.update(scores.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]  # it is a buffer
         _release_pages()
     if _last[0] != digest.digest():
@@ -159,7 +161,7 @@ def _to_file(source: Tensor, maps: Tensor) -> Tensor:
     global _last_file
     if _last_file[0]() is not source:
         with tempfile.TemporaryFile() as file:
-            file.truncate(maps.nbytes)
+            reserve(file, maps.nbytes, tempfile.gettempdir())
             mapped = mmap.mmap(file.fileno(), maps.nbytes)
         stored = torch.frombuffer(mapped, dtype=maps.dtype).view(maps.shape)
         stored.copy_(maps)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import tifffile
 
+from anomalib_npgmf.disk import write_bytes
 from anomalib_npgmf.metrics.ground_truth import category_of, image_size
 from anomalib_npgmf.metrics.scores import as_scores, resize_map
 
@@ -24,6 +26,7 @@ def write_anomaly_maps(predictions: Iterable[Any] | None, output_dir: Path | str
         Paths of the written files.
 
     Raises:
+        OSError: If a file cannot be written.
         ValueError: If there are no predictions, or they have no anomaly maps or image paths.
 
     Example:
@@ -51,6 +54,8 @@ def write_anomaly_maps(predictions: Iterable[Any] | None, output_dir: Path | str
             image = Path(name)
             target = Path(output_dir, *category_of(image).parts[-1:], *image.parts[-3:-1], f"{image.stem}.tiff")
             target.parent.mkdir(parents=True, exist_ok=True)
-            tifffile.imwrite(target, resize_map(as_scores(scores, name), image_size(image)).astype("float32"))
+            content = BytesIO()
+            tifffile.imwrite(content, resize_map(as_scores(scores, name), image_size(image)).astype("float32"))
+            write_bytes(target, content.getvalue())
             written.append(target)
     return written

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anomalib_npgmf.distributed import broadcast_from_rank0, gather_list, process_rank
+from anomalib_npgmf.distributed import broadcast_from_rank0, gather_list, process_rank, raise_together
 from anomalib_npgmf.structural.collector import PatchCollector
 from anomalib_npgmf.structural.coreset import select_from_blocks
 from anomalib_npgmf.structural.reduction import principal_components, reduce
@@ -101,22 +101,24 @@ class MemoryBank(nn.Module):
     def finish(self, *, progress: bool = False) -> None:
         """Select the coreset of all collected patches, store it as the bank, and free the rest.
 
-        In a distributed run every process must call this: rank 0 selects, and all get the same bank.
+        In a distributed run every process must call this, also one without images: rank 0 selects, and all get the same
+        bank.
 
         Args:
             progress: Show a progress bar.
 
         Raises:
-            ValueError: If nothing was collected or the bank would be empty.
+            ValueError: If nothing was collected or the bank would be empty. In a distributed run every process raises.
         """
         collector, self.collector = self.collector, self._new_collector()
-        if not collector.counts:
+        if not sum(gather_list([collector.num_patches])):
             msg = "The memory bank has no patches to select from; train on at least one normal image."
             raise ValueError(msg)
-        device = next(iter(collector.blocks.values())).device
-        collector.gather()
-        if process_rank() == 0:
-            self._build(collector, progress=progress)
+        device = next((block.device for block in collector.blocks.values()), self.center.device)
+        collector.gather(device)
+        with raise_together():
+            if process_rank() == 0:
+                self._build(collector, progress=progress)
         self._broadcast(device)
 
     def search(self, queries: Tensor) -> Tensor:
@@ -192,7 +194,9 @@ class MemoryBank(nn.Module):
             bank = reduce(bank, self.basis)
         self.embeddings = bank.to(self.dtype)
         if not bool(self.embeddings.isfinite().all()):
-            msg = f"The reduced patches exceed the range of {self.dtype}; store the bank in float32."
+            narrow = self.dtype != torch.float32
+            advice = "store the bank in float32" if narrow else "check the images and the backbone's weights"
+            msg = f"The patches of the bank exceed the range of {self.dtype}; {advice}."
             raise ValueError(msg)
         self.norms = self.embeddings.float().square().sum(dim=1)
 

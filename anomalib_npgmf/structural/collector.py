@@ -73,35 +73,37 @@ class PatchCollector:
                 continue
             converted = block.detach().to(self.dtype)
             if not bool(converted.isfinite().all()):
+                advice = "" if self.dtype == torch.float32 else ", or store the bank in float32"
                 msg = (
                     f"The patches of image {key!r} hold NaN or Inf in {self.dtype}; "
-                    "check the image and the backbone's weights, or store the bank in float32."
+                    f"check the image and the backbone's weights{advice}."
                 )
                 raise ValueError(msg)
             self.counts[key] = len(converted)
             self.blocks[key] = self._thin(converted) if self.thinning else self._store(converted)
-            self._thin_over(self.num_patches)
+            self._thin_over(self.num_patches, converted.shape[1])
 
-    def gather(self) -> None:
-        """Move the blocks of every process to rank 0; without effect in a single process."""
+    def gather(self, device: torch.device) -> None:
+        """Move the blocks of every process to rank 0; without effect in a single process.
+
+        Args:
+            device: Where this process's blocks are, or would be if it had any.
+        """
         if not is_distributed():
             return
         rank, shares = process_rank(), gather_list([self.counts])
+        dim = max(gather_list([block.shape[1] for block in list(self.blocks.values())[:1]]))
         owner = {key: source for source, share in reversed(list(enumerate(shares))) for key in share}
         counts = {key: count for share in shares for key, count in share.items()}
-        self._thin_over(sum(counts.values()))
-        shape = next(iter(self.blocks.values())).shape[1:] if self.blocks else None
+        self._thin_over(sum(counts.values()), dim)
         for key in sorted(owner):
             if owner[key] == 0:
                 continue
             if rank == owner[key]:
                 send_to_rank0(self.blocks[key])
             elif rank == 0:
-                if shape is None:
-                    msg = "The first process saw no image; use at most as many processes as there are images."
-                    raise ValueError(msg)
                 rows = self._kept(counts[key]) if self.thinning else counts[key]
-                block = self._reserve(rows, *shape, device=self.slab.device)
+                block = self._reserve(rows, dim, device=device)
                 receive_from(owner[key], block)
                 self.blocks[key] = block
         if rank == 0:
@@ -113,11 +115,10 @@ class PatchCollector:
         """Return the stored blocks ``[n_i, d]`` in the order of their keys."""
         return [self.blocks[key] for key in sorted(self.blocks)]
 
-    def _thin_over(self, num_patches: int) -> None:
-        """Start thinning if that many patches exceed the budget."""
-        if self.thinning or self.keep == 1.0 or not self.blocks:
+    def _thin_over(self, num_patches: int, dim: int) -> None:
+        """Start thinning if that many patches of that dimension exceed the budget."""
+        if self.thinning or self.keep == 1.0:
             return
-        dim = next(iter(self.blocks.values())).shape[1]
         if num_patches * dim * self.dtype.itemsize > self.budget:
             self.thinning = True
             self.slab = self.slab.new_empty(0)  # frees the slabs of whole blocks as they are replaced

@@ -1,9 +1,9 @@
 """Configuration of the structural branch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from anomalib_npgmf.fields import Items, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StructuralConfig:
             the norm of the residual; ``None``, or a number not below a patch's dimension, keeps all dimensions.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If a value is out of range.
 
     Example:
@@ -30,28 +31,18 @@ class StructuralConfig:
         >>> StructuralConfig(coreset_ratio=0)
         Traceback (most recent call last):
         ...
-        ValueError: coreset_ratio must lie in (0, 1], but it is 0.
+        ValueError: structural.coreset_ratio must be a number above 0 to 1, not 0.
     """
 
-    levels: tuple[int, ...] = (3, 4)
-    coreset_ratio: float = 0.01
+    levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
+    coreset_ratio: Annotated[float, Range(0, 1, above_low=True)] = 0.01
     coreset_method: Literal["fast", "exact"] = "fast"
     bank_dtype: Literal["float32", "float16"] = "float32"
-    reduce_to: int | None = None
+    reduce_to: Annotated[int, Range(1)] | None = None
 
     def __post_init__(self) -> None:
-        if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[0] < 1:
-            msg = f"levels must be distinct backbone levels from 1 on, finest first, but they are {self.levels}."
-            raise ValueError(msg)
-        if not 0 < self.coreset_ratio <= 1:
-            msg = f"coreset_ratio must lie in (0, 1], but it is {self.coreset_ratio}."
-            raise ValueError(msg)
-        if self.coreset_method not in ("fast", "exact"):
-            msg = f"coreset_method must be 'fast' or 'exact', but it is {self.coreset_method!r}."
-            raise ValueError(msg)
-        if self.bank_dtype not in ("float32", "float16"):
-            msg = f"bank_dtype must be 'float32' or 'float16', but it is {self.bank_dtype!r}."
-            raise ValueError(msg)
-        if self.reduce_to is not None and self.reduce_to < 1:
-            msg = f"reduce_to must be a positive dimension or None, but it is {self.reduce_to}."
+        """Check types, ranges and the order of the levels."""
+        check_fields(self, "structural.")
+        if list(self.levels) != sorted(self.levels):
+            msg = f"structural.levels must be in ascending order, finest first, but they are {self.levels}."
             raise ValueError(msg)

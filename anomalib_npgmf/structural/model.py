@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_npgmf.precision import in_single_precision
 from anomalib_npgmf.structural.bank import MemoryBank
 from anomalib_npgmf.structural.config import StructuralConfig
 
@@ -68,6 +69,7 @@ class StructuralBranch(nn.Module):
         ]
         return torch.cat([pooled[0], *coarse], dim=1).permute(0, 2, 3, 1)
 
+    @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
         """Collect the patches of normal training images for the bank (eq. 8).
 
@@ -77,10 +79,12 @@ class StructuralBranch(nn.Module):
         """
         self.bank.append(self.embed(features).flatten(1, 2), keys)
 
+    @in_single_precision
     def finish(self, *, progress: bool = False) -> None:
         """Select the memory bank from the collected patches, see :meth:`MemoryBank.finish`."""
         self.bank.finish(progress=progress)
 
+    @in_single_precision
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Compute the structural map s(i, j) = ||p(i, j) - m*|| (eqs. 9 and 10).
 

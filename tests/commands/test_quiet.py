@@ -48,6 +48,6 @@ def test_a_training_ends_with_a_summary(printed: dict[str, str]) -> None:
 
 
 def test_an_error_is_one_sentence(printed: dict[str, str]) -> None:
-    assert "RuntimeError: This Npgmf model has not been trained" in printed["error"]
+    assert "anomalib: error: This Npgmf model has not been trained" in printed["error"]
     assert "Traceback" not in printed["error"]
     assert len(printed["error"].splitlines()) < 5, printed["error"]

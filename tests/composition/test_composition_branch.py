@@ -29,7 +29,7 @@ def _scene(bolts: int, washers: int, seed: int) -> tuple[torch.Tensor, torch.Ten
 def branch() -> CompositionBranch:
     branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2, grids=()))
     for seed in range(30):
-        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
+        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     return branch
 
@@ -83,7 +83,7 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
     whole = branch
     branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(4,), codebooks=2))
     for seed in range(10):
-        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"])
+        branch.collect([_scene(4, 6, seed)[0]], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     assert len(branch.histograms) > len(whole.histograms)
     file = io.BytesIO()
@@ -107,9 +107,10 @@ def test_order_and_batches_do_not_matter() -> None:
     keys = [f"{i}.png" for i in range(8)]
     config = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grid_codebook_sizes=(4,))
     one, other = CompositionBranch([3], [3], config), CompositionBranch([3], [3], config)
-    one.collect([images], keys)
+    small = torch.rand(8, 3, 128, 128)
+    one.collect([images], keys, small)
     for index in (5, 1, 7, 0, 3, 2, 6, 4, 4):
-        other.collect([images[index : index + 1]], [keys[index]])
+        other.collect([images[index : index + 1]], [keys[index]], small[index : index + 1])
     one.finish()
     other.finish()
     for name, value in one.state_dict().items():

@@ -29,7 +29,7 @@ def branch() -> CompositionBranch:
     branch = CompositionBranch([3], [3], CONFIG)
     for seed in range(60):
         kind = 1 + seed % 2
-        branch.collect([_pair(kind, kind, seed)], [f"{seed:03d}.png"])
+        branch.collect([_pair(kind, kind, seed)], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     return branch
 
@@ -58,7 +58,7 @@ def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch)
 def test_map_and_explanation_point_into_the_right_cell() -> None:
     branch = CompositionBranch([3], [3], CONFIG)
     for seed in range(40):
-        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"])
+        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     swapped = torch.cat([_pair(2, 1, 700 + seed) for seed in range(5)])
     surplus = branch([swapped], (SIDE, SIDE)).anomaly_map[:, 0]
@@ -82,7 +82,7 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
 
 def test_map_is_the_surplus_of_each_patch_by_hand() -> None:
     part = CodeHistograms([3], [3], (3,), books=2, grid=2, whiten=True)
-    part.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])])
+    part.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])], torch.zeros(30, 3, 128, 128, dtype=torch.uint8))
     features, half = _pair(2, 2, 800), SIDE // 2
     memberships = part.codes[0](features)[0]
     normal = part.variations[0].mean.view(2, 3, 2, 2).square() - 1e-4
@@ -114,7 +114,7 @@ def test_few_training_images(count: int) -> None:
     """Below four images the unit is unknown and grids are disabled; from four on good images do not stick out."""
     branch = CompositionBranch([3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), grid_codebook_sizes=(3,)))
     for seed in range(count):
-        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"])
+        branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     good = torch.cat([_pair(1, 2, 300 + seed) for seed in range(20)])
     output = branch([good], (SIDE, SIDE))

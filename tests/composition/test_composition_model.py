@@ -46,7 +46,7 @@ def test_composition_beside_any_branch(branches: str) -> None:
         features = model.features(images)
         assert model.composition is not None
         assert [f.shape[1] for f in features.composition] == list(model.composition.channels)
-        model.composition.collect(features.composition, list("abcdef"))
+        model.composition.collect(features.composition, list("abcdef"), torch.rand(6, 3, 64, 64))
         model.composition.finish()
         if model.structural is not None:
             model.structural.collect(features.structural, list("abcdef"))
@@ -111,7 +111,7 @@ def _fit(indices: list[int]) -> CompositionBranch:
         [3], [3], CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grid_codebook_sizes=(4,))
     )
     for index in indices:
-        branch.collect([_image(index)], [f"{index:03d}.png"])
+        branch.collect([_image(index)], [f"{index:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     return branch
 

@@ -80,8 +80,8 @@ def test_codes_need_patches() -> None:
 def test_projected_features_get_the_same_memberships() -> None:
     features = _clusters(64, 200).T.reshape(1, 200, 8, 8)
     collector = FeatureCollector([200])
-    collector.append([features], ["a"])
-    (kept,) = collector.assemble()
+    collector.append([features], ["a"], torch.zeros(1, 3, 4, 4))
+    (kept,), _ = collector.assemble()
     projection = collector.projections[0]
     assert projection is not None
     assert kept.shape == (1, 128, 8, 8)
@@ -97,16 +97,20 @@ def test_collector_ignores_order_and_repetitions() -> None:
     images = torch.randn(5, 3, 4, 4)
     keys = [f"{i}.png" for i in range(5)]
     forward, backward = FeatureCollector([3]), FeatureCollector([3])
-    forward.append([images], keys)
-    backward.append([images.flip(0)], keys[::-1])
-    backward.append([torch.zeros(2, 3, 4, 4)], keys[:2])
-    assert torch.equal(forward.assemble()[0], backward.assemble()[0])
+    forward.append([images], keys, images)
+    backward.append([images.flip(0)], keys[::-1], images.flip(0))
+    backward.append([torch.zeros(2, 3, 4, 4)], keys[:2], torch.zeros(2, 3, 4, 4))
+    (first,), thumbnails = forward.assemble()
+    (second,), others = backward.assemble()
+    assert torch.equal(first, second)
+    assert torch.equal(thumbnails, images)
+    assert torch.equal(others, images)
 
 
 def test_collector_refuses_what_is_not_finite_and_nothing() -> None:
     collector = FeatureCollector([1])
     with pytest.raises(ValueError, match=r"'b.png'"):
-        collector.append([torch.tensor([1.0, 1e9]).view(2, 1, 1, 1)], ["a.png", "b.png"])
+        collector.append([torch.tensor([1.0, 1e9]).view(2, 1, 1, 1)], ["a.png", "b.png"], torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="no images"):
         FeatureCollector([1]).assemble()
 
@@ -146,7 +150,7 @@ def test_variation_needs_two_images() -> None:
     ],
 )
 def test_config_refuses(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises((TypeError, ValueError), match=rf"^composition\.{next(iter(wrong))} must be"):
         CompositionConfig(**wrong)  # type: ignore[arg-type]
 
 

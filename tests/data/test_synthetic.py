@@ -124,6 +124,13 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         ensure_drawn(tmp_path, plan())
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"5", b"[1]", b"null", b"\xff", b"[" * 100_000])
+def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
+    (ensure_drawn(tmp_path, plan()) / "drawing.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"drawing\.json is damaged, so what was drawn is unknown"):
+        ensure_drawn(tmp_path, plan())
+
+
 def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = writer._write, []
 
@@ -138,6 +145,32 @@ def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         ensure_drawn(tmp_path, plan())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_draws(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from anomalib_npgmf.data.synthetic import writer; "
+        "draw = writer._draw; "
+        "writer._draw = lambda *given: (draw(*given), print('drawn', flush=True), sys.stdin.readline()); "
+        "writer.ensure_drawn(pathlib.Path(sys.argv[1]), writer.DrawingPlan('cable_pairs', (64, 64), 1, 1, 1, 1, 1, 0))"
+    )
+    processes = []
+    for _ in range(2):
+        call = [sys.executable, "-c", code, tmp_path]
+        processes.append(subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "drawn\n"
+    killed, alive = processes
+    left = set(tmp_path.iterdir())
+    assert len(left) == 2
+    killed.kill()
+    killed.communicate()
+    ensure_drawn(tmp_path, plan())
+    (kept,) = left & set(tmp_path.iterdir())
+    assert files(kept) == files(tmp_path / "cable_pairs")
+    alive.communicate("\n", timeout=60)
+    assert alive.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["cable_pairs"]
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -183,12 +216,12 @@ def test_the_slower_process_keeps_the_faster_ones_images(tmp_path: Path, monkeyp
     ("arguments", "sentence"),
     [
         ({"category": "teapots"}, "choose one of loose_screws, tablet_dish, cable_pairs, sorting_tray, filled_vials"),
-        ({"num_train": 0}, "num_train is 0; draw at least 1 image"),
-        ({"num_test_logical": -1}, "num_test_logical is -1"),
-        ({"image_size": 32}, "at least 64 pixels"),
-        ({"image_size": (256, 63)}, "at least 64 pixels"),
-        ({"image_size": (256, 256, 3)}, "one side or"),
-        ({"seed": -1}, "not negative"),
+        ({"num_train": 0}, "num_train must be a whole number from 1 .*, not 0"),
+        ({"num_test_logical": -1}, "num_test_logical must be .*, not -1"),
+        ({"image_size": 32}, "image_size must be a whole number from 64 "),
+        ({"image_size": (256, 63)}, "image_size must be a whole number from 64 "),
+        ({"image_size": (256, 256, 3)}, "or a list of 2"),
+        ({"seed": -1}, "seed must be a whole number from 0 on, not -1"),
     ],
 )
 def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:

@@ -1,10 +1,7 @@
-"""The ways that users take: anomalib's engine, its options, and ONNX Runtime alone."""
+"""The ways that users take: anomalib's engine and its options."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import openvino
 import pytest
@@ -18,7 +15,6 @@ from anomalib_npgmf.backbone.cache import FeatureCache
 from anomalib_npgmf.export import describe
 
 small = pytest.mark.parametrize("exported", ["small"], indirect=True)
-RUN_ONNX = Path(__file__).parents[2] / "docs" / "run_onnx.py"
 
 
 @pytest.mark.parametrize("exported", [BANK_ALONE], indirect=True)
@@ -91,25 +87,3 @@ def test_onnx_is_one_file_of_opset_18_with_free_batch_and_size(exported: Exporte
     assert entry.shape[1] == 3
     assert all(isinstance(side, str) for side in (entry.shape[0], *entry.shape[2:]))
     assert [path.name for path in exported.onnx.parent.iterdir()] == [exported.onnx.name]
-
-
-@small
-def test_onnx_runtime_alone(exported: Exported, tmp_path: Path) -> None:
-    """The example of the documentation, in a process that can import neither torch nor anomalib."""
-    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'anomalib', 'anomalib_npgmf', 'openvino']));"
-    run = f"{block} import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", run, str(RUN_ONNX), str(exported.onnx), *map(str, exported.images[:3])]
-    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    expected = exported.expected
-    assert len(lines) == 3
-    for i, line in enumerate(lines):
-        _, label, score = line.rsplit(" ", 2)
-        assert label == ("anomalous" if expected["pred_label"][i] else "normal")
-        assert float(score) == pytest.approx(expected["pred_score"][i], abs=2e-4)
-    assert len(list(tmp_path.glob("*_map.png"))) == 3
-
-
-def test_the_example_is_short() -> None:
-    source = RUN_ONNX.read_text().splitlines()
-    assert len(source) <= 30
-    assert np.sum([bool(line.strip()) for line in source]) <= 22

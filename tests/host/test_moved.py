@@ -1,16 +1,18 @@
-"""Files of versions before 0.2 load: their names of modules, classes and tensors are found."""
+"""Files of versions before 0.2 load: their names are found, and what they hold is built as it was."""
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
-from _factory import make_model
+from _factory import SLIM_LOGICAL, make_model
 from torch import nn
 
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.backbone import AntialiasedResize, Backbone
 from anomalib_npgmf.composition.histogram import CodeHistograms
 from anomalib_npgmf.config import ModelConfig
+from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.host.moved import rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer
@@ -83,3 +85,62 @@ def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None
     found = merger(branches, surplus, distance)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.maps, merger.of_branches(branches))
+
+
+BLOCKS = {"small": 1, "paper": 1, "literal": 3}  # per decoding block; literal's were not those of ResNet101
+
+
+def arguments_of(preset: str) -> dict[str, Any]:
+    """Arguments of a training at 128 pixels, where the dilations have changed."""
+    logical = {**SLIM_LOGICAL, "decoder_blocks": 1, "embedding_channels": 32}
+    if preset == "literal":
+        del logical["decoder_blocks"]  # the preset's
+    options = {"backbone": "test_resnet", "backbone_weights": "random", "text_prior": "learned"}
+    return {"preset": preset, "branches": "logical", "logical_image_size": 128, "logical": logical, **options}
+
+
+def of_before(preset: str) -> tuple[Npgmf, dict[str, Any]]:
+    """A model as versions before built it, and its checkpoint, which names no configuration."""
+    given = arguments_of(preset)
+    former = {"dilations": "level", "rectify_embedding": False, "decoder_blocks": BLOCKS[preset]}
+    torch.manual_seed(0)
+    model = Npgmf(**given | {"logical": given["logical"] | former}).eval()
+    model.model.merger.calibrate({"logical": (1.0, 0.5)})
+    metadata = {name: value for name, value in model.describe().items() if name != "configuration"}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return model, {"state_dict": state, "hyper_parameters": given, KEY: metadata}
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("preset", BLOCKS)
+def test_checkpoints_of_before_keep_their_results(preset: str, bare: bool) -> None:
+    """Dilations are no tensors: built as today, the model would load and give other maps."""
+    model, checkpoint = of_before(preset)
+    options = {} if bare else arguments_of(preset)
+    if bare and preset != "paper":  # another default would have to be built in full first
+        options = {"preset": preset, "backbone": "test_resnet", "branches": "logical"}
+    elif bare:
+        options = {"backbone": "test_resnet", "branches": "logical"}
+    restored = Npgmf(**options).eval()
+    restored.on_load_checkpoint(checkpoint)
+    restored.load_state_dict(checkpoint["state_dict"])
+    assert restored.settings == model.settings
+    image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(restored.model(image).anomaly_map, model.model(image).anomaly_map)
+    assert restored.describe()["configuration"]["logical"]["dilations"] == "level", "and stays so when saved again"
+
+
+def test_what_differs_from_a_checkpoint_of_before_is_named() -> None:
+    _, checkpoint = of_before("small")
+    other = Npgmf(**arguments_of("small") | {"logical_image_size": 256})
+    with pytest.raises(ValueError, match=r"made with logical_image_size \[128, 128\] \(not \[256, 256\]\)"):
+        other.on_load_checkpoint(checkpoint)
+
+
+def test_pickled_settings_of_before() -> None:
+    model, _ = of_before("small")
+    for name in ("dilations", "rectify_embedding", "clip_model", "captions"):
+        del vars(model.settings.logical)[name]
+    restored = pickle.loads(pickle.dumps(model))
+    assert (restored.settings.logical.dilations, restored.settings.logical.rectify_embedding) == ("level", False)

@@ -1,5 +1,7 @@
 """Post-processor: threshold from normal images, ranking kept, validation set never looked at."""
 
+import math
+
 import pytest
 import torch
 from _factory import make_model
@@ -10,10 +12,17 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.merging.threshold import deviations
 
 
 def calibrated(scores: list[float]) -> CalibratedPostProcessor:
     post = CalibratedPostProcessor()
+    post.calibrate(torch.tensor(scores))
+    return post
+
+
+def calibrated_for(rate: float, scores: list[float]) -> CalibratedPostProcessor:
+    post = CalibratedPostProcessor(false_alarm_rate=rate)
     post.calibrate(torch.tensor(scores))
     return post
 
@@ -24,12 +33,62 @@ def normalise(post: CalibratedPostProcessor, scores: torch.Tensor) -> torch.Tens
     return out
 
 
-def test_threshold_is_three_deviations_above_the_mean() -> None:
+def test_threshold_is_the_bound_of_a_prediction_interval() -> None:
+    """Mean + t sqrt(1 + 1/n) deviations; 4.5407 is the 0.99 quantile of Student's t with 3 degrees of freedom."""
     post = calibrated([1.0, 2.0, 3.0, 6.0])
     mean, deviation = 3.0, torch.tensor([1.0, 2.0, 3.0, 6.0]).std().item()
-    assert post.image_threshold.item() == pytest.approx(mean + 3 * deviation)
+    threshold = mean + 4.5407 * math.sqrt(1.25) * deviation
+    assert post.image_threshold.item() == pytest.approx(threshold, rel=1e-4)
     assert post.pixel_threshold == post.image_threshold
-    assert normalise(post, torch.tensor([mean, mean + 3 * deviation])).tolist() == pytest.approx([0.25, 0.5], abs=1e-6)
+    assert normalise(post, torch.tensor([mean, threshold])).tolist() == pytest.approx([0.25, 0.5], abs=1e-4)
+
+
+def test_the_rate_moves_the_threshold_and_keeps_the_order() -> None:
+    post = calibrated([1.0, 2.0, 3.0, 6.0])
+    raw = torch.linspace(-3, 40, 50)
+    before, order = post.image_threshold.item(), normalise(post, raw).argsort()
+    post.set_false_alarm_rate(0.2)
+    assert post.image_threshold.item() < before
+    assert post.image_threshold.item() == pytest.approx(
+        calibrated_for(0.2, [1.0, 2.0, 3.0, 6.0]).image_threshold.item()
+    )
+    assert torch.equal(normalise(post, raw).argsort(), order)
+    post.set_false_alarm_rate(0.01)
+    assert post.image_threshold.item() == before
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, -0.1, 1.0, float("nan")])
+def test_rates_out_of_range(rate: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and"):
+        CalibratedPostProcessor(false_alarm_rate=rate)
+
+
+def test_a_given_rate_wins_over_the_stored_one_and_a_missing_one_does_not() -> None:
+    stored = calibrated_for(0.1, [1.0, 2.0, 3.0, 6.0])
+    for rate, expected in ((None, 0.1), (0.3, 0.3)):
+        restored = CalibratedPostProcessor(false_alarm_rate=rate)
+        restored.load_checkpoint_config(stored.checkpoint_config())
+        restored.load_state_dict(stored.state_dict())
+        other = calibrated_for(expected, [1.0, 2.0, 3.0, 6.0])
+        assert restored.false_alarm_rate == expected
+        assert torch.equal(restored.image_threshold, other.image_threshold)
+        assert torch.equal(restored.normal_scores, stored.normal_scores)
+
+
+def test_files_without_the_scores_of_normal_images_keep_their_threshold() -> None:
+    state = calibrated([1.0, 2.0, 3.0]).state_dict()
+    del state["normal_scores"]
+    restored = CalibratedPostProcessor()
+    restored.load_state_dict(state)
+    assert torch.equal(restored.image_threshold, state["_image_threshold"])
+    assert restored.statement() == ""
+    with pytest.raises(ValueError, match="calibrate it anew"):
+        CalibratedPostProcessor(false_alarm_rate=0.1).load_state_dict(state)
+
+
+def test_statement_says_how_many_good_parts_are_rejected() -> None:
+    post = calibrated_for(0.02, torch.randn(30, generator=torch.Generator().manual_seed(0)).tolist())
+    assert post.statement().startswith("Threshold from 30 normal images: about 20 of 1,000 good parts")
 
 
 def test_pixels_have_a_threshold_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +98,8 @@ def test_pixels_have_a_threshold_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     calibrate_on(model, [])
     post = model.post_processor
     assert isinstance(post, CalibratedPostProcessor)
-    assert (post.image_threshold.item(), post.pixel_threshold.item()) == pytest.approx((5.0, 12.0))
+    k = deviations(3, post.false_alarm_rate)
+    assert (post.image_threshold.item(), post.pixel_threshold.item()) == pytest.approx((2 + k, 6 + 2 * k))
     assert (post.image_min.item(), post.pixel_min.item()) == pytest.approx((2.0, 6.0))
 
 
@@ -82,7 +142,8 @@ def test_auroc_stays_that_of_the_raw_scores() -> None:
 def test_labels_and_masks_agree() -> None:
     """An image is anomalous exactly when one of its pixels is."""
     post = calibrated([1.0, 2.0, 3.0])
-    maps = torch.tensor([[4.9, 0.0], [5.1, 0.0]]).view(2, 1, 1, 2)
+    threshold = post.image_threshold.item()
+    maps = torch.tensor([[threshold - 0.1, 0.0], [threshold + 0.1, 0.0]]).view(2, 1, 1, 2)
     out = post(InferenceBatch(pred_score=maps.amax(dim=(1, 2, 3)), anomaly_map=maps))
     assert out.pred_label.tolist() == [False, True]
     assert out.pred_mask.flatten().tolist() == [False, False, True, False]
@@ -111,7 +172,7 @@ def test_calibration_needs_finite_scores(scores: list[float]) -> None:
 
 
 def test_calibration_is_stored() -> None:
-    restored = CalibratedPostProcessor()
-    restored.load_state_dict(calibrated([1.0, 2.0, 3.0]).state_dict())
-    assert restored.image_threshold.item() == pytest.approx(5.0)
-    assert normalise(restored, torch.tensor([5.0])).item() == pytest.approx(0.5)
+    original, restored = calibrated([1.0, 2.0, 3.0]), CalibratedPostProcessor()
+    restored.load_state_dict(original.state_dict())
+    assert torch.equal(restored.image_threshold, original.image_threshold)
+    assert normalise(restored, original.image_threshold).item() == pytest.approx(0.5)

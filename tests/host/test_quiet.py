@@ -12,7 +12,6 @@ from anomalib.loggers import configure_logger
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
-from anomalib_npgmf.config import resolve
 from anomalib_npgmf.host import quiet
 
 
@@ -22,7 +21,6 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/anomalib", "train"])
     monkeypatch.delenv("ANOMALIB_NPGMF_VERBOSE", raising=False)
     monkeypatch.setenv("HF_HUB_VERBOSITY", "warning")
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     loggers = [logging.getLogger(name) for name in (*quiet.LOGGERS, "huggingface_hub")]
     before = [(logger, logger.level, [*logger.handlers]) for logger in loggers]
     root = logging.getLogger()
@@ -57,12 +55,12 @@ def test_warnings_come_once_and_what_libraries_say_at_info_does_not(
 @pytest.mark.parametrize("name", ["pytest", "ipykernel_launcher.py"])
 def test_other_programs_keep_their_logging(name: str, command_line: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name])
-    handlers, hook, filters = [*logging.getLogger().handlers], sys.excepthook, [*warnings.filters]
+    handlers, filters = [*logging.getLogger().handlers], [*warnings.filters]
     quiet.quieten()
     quiet.quieten_imports()
     trainer = Trainer(logger=False)
     quiet.settle(trainer)
-    assert (logging.getLogger().handlers, sys.excepthook, [*warnings.filters]) == (handlers, hook, filters)
+    assert (logging.getLogger().handlers, [*warnings.filters]) == (handlers, filters)
     assert any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)
 
 
@@ -79,19 +77,6 @@ def test_warnings_of_the_users_data_stay(command_line: None, recwarn: pytest.War
     warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", stacklevel=1)
     warnings.warn("Image a.png is truncated", stacklevel=1)
     assert [str(warning.message) for warning in recwarn] == ["Image a.png is truncated"]
-
-
-def test_an_error_that_is_a_sentence_is_printed_as_one(command_line: None, capsys: pytest.CaptureFixture[str]) -> None:
-    quiet.quieten()
-    for call in (lambda: resolve("tiny", {}, {}, {}, None), lambda: int("a")):
-        with pytest.raises(ValueError, match=r"tiny|int") as caught:
-            call()
-        sys.excepthook(caught.type, caught.value, caught.tb)
-    printed = capsys.readouterr().err
-    assert printed.startswith("ValueError: There is no preset 'tiny'")
-    sentence, other = printed.split("\n", 1)
-    assert "Traceback" not in sentence
-    assert other.startswith("Traceback")  # of what nobody raised on purpose
 
 
 def test_a_run_is_settled(command_line: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,29 @@ def test_a_folder_gives_its_name_to_clip(category: Path, tmp_path: Path, monkeyp
     assert captions == ["Plates", "A red box"]
 
 
+def test_codebooks_start_from_images_of_all_files(
+    category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are often sorted by shift; the draw is the same whatever the state of the random generators."""
+    seen: list[list[str]] = []
+    images_of = fit.images_of
+
+    def spy(trainer: Any, dataset: Any, size: tuple[int, int], *, shared: bool = True) -> Any:
+        if not shared:
+            seen.append([Path(path).stem for path in dataset.samples.image_path])
+        return images_of(trainer, dataset, size, shared=shared)
+
+    monkeypatch.setattr(fit, "images_of", spy)
+    monkeypatch.setattr(fit, "INITIAL_IMAGES", 4)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = make_model(visualizer=False, branches="logical")
+        make_engine(tmp_path, limit_train_batches=1).fit(model, datamodule=mvtec(category.parent))
+    assert seen[0] == seen[1] == sorted(seen[0])
+    assert len(set(seen[0])) == 4
+    assert max(seen[0]) > "006", "not the first files alone"
+
+
 def test_fitting_twice_sets_the_same_images_aside(category: Path, tmp_path: Path) -> None:
     datamodule = mvtec(category.parent)
     aside: list[list[str]] = []

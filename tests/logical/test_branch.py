@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.logical.codebook import dilations_of
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 
@@ -116,6 +117,35 @@ def test_narrow_decoder_rebuilds_the_encoders_channels() -> None:
     assert decoded[1].min() < 0, "a signed level stays signed"
     assert decoded[2].min() >= 0
     assert sum(p.numel() for p in branch.parameters()) < sum(p.numel() for p in wide.parameters())
+
+
+def test_embedding_is_normalised_and_rectified_twice() -> None:
+    """Convolution, normalisation and rectifier, two times, as in RD4AD."""
+    kinds = [type(module) for module in make_branch().embedding]
+    assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 2
+    embedding = make_branch().eval().embedding(make_features()[-1])
+    assert embedding.min() == 0
+    assert make_branch(rectify_embedding=False).eval().embedding(make_features()[-1]).min() < 0
+
+
+def test_decoding_blocks_of_each_level() -> None:
+    branch = make_branch(decoder_blocks=(1, 4, 2))
+    assert [len(stage) for stage in branch.decoder.stages] == [2, 4, 1], "deepest first"
+    with pytest.raises(ValueError, match=r"one for each of the 3 levels, not \(1, 4\)"):
+        make_branch(decoder_blocks=[1, 4])
+
+
+@pytest.mark.parametrize("side", [128, 256, 512])
+def test_dilations_stay_within_the_map(side: int) -> None:
+    """Beyond it only the centre of a kernel would count."""
+    for level in (2, 3, 4):
+        dilations = dilations_of(level, (side, side), "map")
+        assert max(dilations) < side >> level
+        assert max(dilations) == (18 if side >> level >= 32 else 6)
+    config = LogicalConfig(**SLIM | {"vq_levels": (3,)})
+    branch = LogicalBranch((3, 4, 5), (8, 8, 8), (True,) * 3, (side, side), "none", config=config)
+    convolutions = [m.dilation[0] for m in branch.atrous["3"].modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    assert max(convolutions) == max(dilations_of(3, (side, side), "map"))
 
 
 @pytest.mark.parametrize("scored", [None, (3, 4), (4,)])
@@ -278,7 +308,7 @@ def test_standardised_channels_have_mean_0_and_standard_deviation_1() -> None:
 
 @pytest.mark.parametrize("levels", [(), (2, 4, 4)])
 def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="levels must be distinct levels of the backbone, or None"):
+    with pytest.raises(ValueError, match=r"logical\.levels must be a list, .* at least 1, no two alike or None"):
         LogicalConfig(levels=levels)
 
 

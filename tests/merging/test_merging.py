@@ -149,6 +149,34 @@ def test_the_level_that_most_normal_pixels_stay_below() -> None:
     assert (merged.scores >= peaks - 1e-5).all()
 
 
+@pytest.mark.parametrize("composition", [False, True])
+def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition: bool) -> None:
+    """Merged at 32 pixels, returned at 64: what is calibrated on, scored, marked and drawn has the same peaks."""
+    merger = MapMerger(
+        (32, 32), output_size=(64, 64), blur=gaussian_blur((32, 32)), maximum=True, composition=composition
+    )
+    generator = torch.Generator().manual_seed(0)
+    maps = {name: torch.rand(5, 1, 32, 32, generator=generator) for name in ("logical", "structural", "composition")}
+    maps["distance"] = torch.rand(5, generator=generator)
+    calibrate(merger, [maps])
+    branches = merger.merge_branches(maps)
+    assert branches is not None
+    assert branches.shape == (5, 1, 64, 64)
+    peaks = branches.amax(dim=(1, 2, 3))
+    merged = merger(maps)
+    assert merged.maps.shape == (5, 1, 64, 64)
+    assert {part.shape for part in merger.calibrated_maps(maps).values()} == {(5, 1, 64, 64)}
+    if merger.composition is None:
+        assert torch.equal(merged.scores, peaks)
+        assert torch.equal(merged.maps, branches)
+    else:
+        assert merger.composition.mean[0].item() == pytest.approx(peaks.mean().item(), rel=1e-5)
+        expected = torch.maximum(
+            merger.composition.of_branches(peaks), merger.composition.of_distance(maps["distance"])
+        )
+        assert torch.equal(merged.scores, expected)
+
+
 def test_nothing_to_merge() -> None:
     with pytest.raises(ValueError, match="nothing to merge among"):
         make_merger()({})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from sklearn.metrics import roc_auc_score
-from spro_reference import Category, area_under
+from spro_reference import CONFIG, Category, area_under
 
 from anomalib_npgmf.metrics import category as category_module
 from anomalib_npgmf.metrics import evaluate_loco
@@ -199,9 +199,72 @@ def _only_good_images(category: Category) -> None:
         path.unlink()
 
 
+def _complex_map(category: Category) -> None:
+    tifffile.imwrite(map_path(category, category.images[3]), np.full(category.size, 1 + 2j, np.complex64))
+
+
+def _cut_map(category: Category) -> None:
+    path = map_path(category, category.images[3])
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _scramble_compressed_map(category: Category) -> None:
+    path = map_path(category, category.images[3])
+    tifffile.imwrite(path, np.random.default_rng(0).random(category.size, np.float32), compression="zlib")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def _no_tiff(category: Category) -> None:
+    map_path(category, category.images[3]).write_text("Buy milk.")
+
+
+def _cut_mask(category: Category) -> None:
+    path = category.mask_path(category.of("structural_anomalies")[0], 0)
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def _no_mask(category: Category) -> None:
+    category.mask_path(category.of("structural_anomalies")[0], 0).write_text("Buy milk.")
+
+
+def _no_image(category: Category) -> None:
+    category.images[3].write_text("Buy milk.")
+
+
+def _config(text: str) -> Callable[[Category], None]:
+    return lambda category: (category.folder / "defects_config.json").write_text(text) and None
+
+
+def _entry(**changes: object) -> Callable[[Category], None]:
+    return _config(json.dumps([CONFIG[0] | changes]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_complex_map, r"000\.tiff holds complex numbers"),
+        (_cut_map, r"000\.tiff cannot be read as TIFF"),
+        (_scramble_compressed_map, r"000\.tiff cannot be read as TIFF"),
+        (_no_tiff, r"000\.tiff cannot be read as TIFF"),
+        (_cut_mask, r"000\.png cannot be read as an image"),
+        (_no_mask, r"000\.png cannot be read as an image"),
+        (_no_image, r"000\.png cannot be read as an image"),
+        (_config("[{"), r"defects_config\.json cannot be read as JSON"),
+        (_config("9" * 10_000), r"defects_config\.json cannot be read as JSON"),
+        (_config("5"), r"defects_config\.json has an entry 5"),
+        (_config("null"), r"defects_config\.json has an entry None"),
+        (_config("[5]"), r"defects_config\.json has an entry 5"),
+        (_entry(saturation_threshold="0.4"), r"defects_config\.json has an entry"),
+        (_entry(saturation_threshold=None), r"defects_config\.json has an entry"),
+        (_entry(saturation_threshold=True), r"defects_config\.json has an entry"),
+        (_entry(saturation_threshold=float("inf")), r"defects_config\.json: .* must be positive and finite"),
+        (_entry(saturation_threshold=float("nan")), r"defects_config\.json: .* must be positive and finite"),
+        (_entry(saturation_threshold=1.5), r"defects_config\.json: the relative .* is 1\.5, but a fraction"),
+        (_entry(relative_saturation="false"), r"defects_config\.json has an entry"),
+        (_entry(pixel_value=255.5), r"defects_config\.json has an entry"),
+        (_entry(defect_name=None), r"defects_config\.json has an entry"),
         (_remove_map, r"1 of 9 anomaly maps are missing, .*000\.tiff first"),
         (_shrink_map, r"has shape \(8, 8\), but its image is \(17, 23\)"),
         (_nan_map, r"000\.tiff holds NaN"),
@@ -228,6 +291,14 @@ def test_bad_input_is_explained(
         evaluate(category)
     assert main(command(category)) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_byte_order_mark_does_no_harm(category: Category) -> None:
+    write_maps(category)
+    expected = evaluate(category)
+    path = category.folder / "defects_config.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert evaluate(category) == expected
 
 
 def test_bad_limits_are_explained(category: Category) -> None:

@@ -207,6 +207,17 @@ def test_bad_input_is_explained(category: Category) -> None:
         SPRO.__mro__[2].update(SPRO(), torch.rand(2, 8, 8), batch.image_path[:1])
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "a\u2028b", "\udcff"])
+@pytest.mark.parametrize("metric", [SPRO, LocoAUROC])
+def test_unusual_folders(category: Category, tmp_path: Path, metric: type, name: str) -> None:
+    given = batches(category)
+    value = feed(metric(), given).compute()
+    category.root.rename(tmp_path / name)
+    for batch in given:
+        batch.image_path = [str(tmp_path / name / Path(path).relative_to(category.root)) for path in batch.image_path]
+    assert feed(metric(), given).compute() == value
+
+
 def test_written_maps_score_the_same(category: Category) -> None:
     given = batches(category)
     written = write_anomaly_maps(given, category.maps_dir)

@@ -77,7 +77,7 @@ def test_wrong_channels_and_untrained() -> None:
     ],
 )
 def test_config_refuses(values: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=f"^{words} must"):
+    with pytest.raises(ValueError, match=f"^structural.{words} must"):
         StructuralConfig(**values)  # type: ignore[arg-type]
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.image.mvtec_loco import MVTecLOCODataset
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
+
+from anomalib_npgmf.fields import Range, check_arguments, checked
+from anomalib_npgmf.host.command_line import speak_plainly
 
 from .writer import DrawingPlan, ensure_drawn
 
@@ -46,6 +50,7 @@ class SyntheticLOCO(AnomalibDataModule):
         seed: Random seed of the images. Another seed needs another root.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range, or, when the images are needed, if the folder holds others.
 
     Example:
@@ -81,6 +86,21 @@ class SyntheticLOCO(AnomalibDataModule):
         augmentations: Transform | None = None,
         seed: int = 0,
     ) -> None:
+        given: dict[str, Any] = dict(locals())
+        with speak_plainly():
+            check_arguments(SyntheticLOCO.__init__, given)
+            for name, least in (("train_batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+                checked(name, given[name], Annotated[int, Range(least)])
+            plan = DrawingPlan(
+                category=category,
+                image_size=image_size,  # type: ignore[arg-type]  # one side stands for both
+                num_train=num_train,
+                num_validation=num_validation,
+                num_test_good=num_test_good,
+                num_test_logical=num_test_logical,
+                num_test_structural=num_test_structural,
+                seed=seed,
+            )
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -95,16 +115,7 @@ class SyntheticLOCO(AnomalibDataModule):
         )
         self.root = resolve_dataset_root(root, "SyntheticLOCO")
         self.category = category
-        self.plan = DrawingPlan(
-            category=category,
-            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-            num_train=num_train,
-            num_validation=num_validation,
-            num_test_good=num_test_good,
-            num_test_logical=num_test_logical,
-            num_test_structural=num_test_structural,
-            seed=seed,
-        )
+        self.plan = plan
 
     def prepare_data(self) -> None:
         """Draw the images unless they exist."""

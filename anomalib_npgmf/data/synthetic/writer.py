@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import cv2
 import numpy as np
 
+from anomalib_npgmf.disk import write_picture
+from anomalib_npgmf.fields import Range, check_fields
+
 from .cable_pairs import CablePairs
+from .draft import draft_folder
 from .filled_vials import FilledVials
 from .loose_screws import LooseScrews
 from .sorting_tray import SortingTray
@@ -31,6 +32,9 @@ SCENES: dict[str, type[Scene]] = {
 
 MIN_SIDE = 64
 """Shortest side of an image, pixels: below it a scratch is thinner than a pixel."""
+
+_Side = Annotated[int, Range(MIN_SIDE, 8192)]
+_Count = Annotated[int, Range(1, 1_000_000)]
 
 _VERSION = 1
 """Increase it when the same arguments draw other images."""
@@ -53,36 +57,28 @@ class DrawingPlan:
         seed: Random seed. Image k of a folder does not depend on the number of images.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If the category is unknown, the images are too small, a count is below one or the seed negative.
 
     Example:
         >>> DrawingPlan("loose_screws", (256, 256), 60, 20, 20, 20, 0, seed=0)
         Traceback (most recent call last):
-        ValueError: num_test_structural is 0; draw at least 1 image.
+        ValueError: num_test_structural must be a whole number from 1 to 1000000, not 0.
     """
 
     category: str
-    image_size: tuple[int, int]
-    num_train: int
-    num_validation: int
-    num_test_good: int
-    num_test_logical: int
-    num_test_structural: int
-    seed: int
+    image_size: tuple[_Side, _Side]
+    num_train: _Count
+    num_validation: _Count
+    num_test_good: _Count
+    num_test_logical: _Count
+    num_test_structural: _Count
+    seed: Annotated[int, Range(0)]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.category not in SCENES:
             msg = f"Unknown category {self.category!r}; choose one of {', '.join(SCENES)}."
-            raise ValueError(msg)
-        if len(self.image_size) != 2 or min(self.image_size) < MIN_SIDE:
-            msg = f"image_size is {self.image_size}; give one side or (height, width), each at least {MIN_SIDE} pixels."
-            raise ValueError(msg)
-        for name, count in asdict(self).items():
-            if name.startswith("num_") and count < 1:
-                msg = f"{name} is {count}; draw at least 1 image."
-                raise ValueError(msg)
-        if self.seed < 0:
-            msg = f"seed is {self.seed}; give a number that is not negative."
             raise ValueError(msg)
 
     def folders(self) -> dict[str, tuple[int, str]]:
@@ -100,7 +96,8 @@ def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
     """Draw the category unless the folder contains it already.
 
     The images are drawn into a temporary folder, which is then renamed. So an interrupted run leaves no incomplete
-    category, and several processes may call this at the same time.
+    category, and several processes may call this at the same time. What a killed process left is removed by the next
+    one that draws.
 
     Args:
         root: Folder of all categories.
@@ -117,17 +114,15 @@ def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
         _check(target, plan)
         return target
     root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{plan.category}-", dir=root))
-    try:
-        _draw(draft, plan)
-        draft.chmod(0o755)  # mkdtemp makes it private
-        draft.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        _check(target, plan)  # another process was faster
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with draft_folder(root, f".{plan.category}-") as draft:
+        try:
+            _draw(draft, plan)
+            draft.chmod(0o755)  # the draft is private
+            draft.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            _check(target, plan)  # another process was faster
     return target
 
 
@@ -140,7 +135,11 @@ def _check(target: Path, plan: DrawingPlan) -> None:
     if not record.is_file():
         msg = f"{target} exists but was not drawn by SyntheticLOCO; choose another root or remove that folder."
         raise ValueError(msg)
-    there, here = json.loads(record.read_text(encoding="utf-8")), _record(plan)
+    try:
+        there, here = dict(json.loads(record.read_text(encoding="utf-8-sig"))), _record(plan)
+    except (ValueError, TypeError, RecursionError) as error:
+        msg = f"{record} is damaged, so what was drawn is unknown; choose another root or remove that folder."
+        raise ValueError(msg) from error
     other = [f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key) != here[key]]
     if other:
         msg = f"{target} was drawn with {', '.join(other)}; choose another root or remove that folder."
@@ -178,5 +177,4 @@ def _draw(folder: Path, plan: DrawingPlan) -> None:
 
 def _write(path: Path, image: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # cv2.imwrite only warns when the disk is full and cannot take every path that Python can.
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    write_picture(path, image)

@@ -1,0 +1,112 @@
+"""Writing files so that a full disk gives one sentence, not the end of the process or half a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_COLOUR = (".pgm",)  # of the formats that anomalib reads, the one that holds no colour
+
+
+def reserve(file: IO[bytes], size: int, folder: Path | str) -> None:
+    """Give an empty file its size and take the disk space for it, before it is mapped into memory.
+
+    The first access to a mapped page for which the disk has no room ends the process (SIGBUS).
+
+    Args:
+        file: The file, open for writing.
+        size: Bytes.
+        folder: Where it is, for the sentence.
+
+    Raises:
+        OSError: If there is not enough space.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     reserve(file, 1000, tempfile.gettempdir())
+        ...     file.seek(0, os.SEEK_END)
+        1000
+    """
+    try:
+        if not _allocate(file.fileno(), size):
+            for start in range(0, size, 1 << 20):
+                file.write(bytes(min(1 << 20, size - start)))
+            file.flush()
+    except OSError as error:
+        msg = f"{folder} has no room for a file of {size / 1e9:.3g} GB ({error.strerror}); free space there."
+        raise OSError(error.errno, msg) from error
+
+
+def _allocate(descriptor: int, size: int) -> bool:
+    """Whether the system could allocate the space at once; not every system and file system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; where that fails on the way none is left.
+
+    Args:
+        path: The file.
+        content: What it holds.
+
+    Raises:
+        OSError: If it cannot be written; its text names the file.
+    """
+    with path.open("wb", buffering=0) as file:
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()
+            msg = f"{path} cannot be written ({error.strerror}, {len(content) / 1e6:.3g} MB needed); free space there."
+            raise OSError(error.errno, msg) from error
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8], parameters: Sequence[int] = ()) -> Path:
+    """Write a colour picture; ``cv2.imwrite`` only prints a line where it cannot.
+
+    Args:
+        path: The file; its suffix says the format. One that holds no colour gets the further suffix ``.png``.
+        picture: BGR, [H, W, 3], or grey, [H, W].
+        parameters: For ``cv2.imencode``.
+
+    Returns:
+        The written file.
+
+    Raises:
+        OSError: If it cannot be written; its text names the file.
+        ValueError: If the format does not hold such a picture.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_picture(Path(folder, "a.pgm"), np.zeros((2, 2, 3), np.uint8)).name
+        'a.pgm.png'
+    """
+    if path.suffix.lower() in _NO_COLOUR:
+        path = path.with_name(f"{path.name}.png")
+    encoded, content = cv2.imencode(path.suffix, picture, parameters)
+    if not encoded:
+        raise ValueError(f"{path.name} cannot be written: OpenCV writes no such picture as {path.suffix}; use .png.")
+    write_bytes(path, content.tobytes())
+    return path

@@ -1,0 +1,110 @@
+"""What the logical branch owes to two of its choices: dilations by the size of the map, and a rectified embedding.
+
+    python studies/logical_study.py --weights mobilenetv2_100.pth --root drawings
+
+Trains the logical branch of preset small alone, on features from one backbone pass, with the development seed of
+SyntheticLOCO and three seeds of training each. A cell, a category and a seed, that is in the results file is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pandas as pd
+import torch
+from _common import Row, options
+from _drawn import DEFAULTS, Cells, DrawnCategory, backbone_of, collect, long, scores, smoothed
+
+from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.benchmark.tables import spread
+from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
+from anomalib_npgmf.logical.model import LogicalBranch
+
+# sides of the images, changes
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "128 px, dilations by level": (128, {"dilations": "level", "rectify_embedding": False}),
+    "128 px, dilations by map": (128, {"dilations": "map", "rectify_embedding": False}),
+    "128 px, dilations by map, rectified embedding": (128, {"dilations": "map", "rectify_embedding": True}),
+    "256 px": (256, {"rectify_embedding": False}),
+    "256 px, rectified embedding": (256, {"rectify_embedding": True}),
+}
+INITIAL_IMAGES = 32
+BATCH = 4
+
+
+def evaluate(
+    cell: DrawnCategory, backbone: Backbone, side: int, change: dict[str, Any], seed: int, epochs: int
+) -> dict[str, float]:
+    """Train; AUROC and sPRO per kind of anomaly, in per cent."""
+    torch.manual_seed(seed)
+    settings = resolve("small", {"backbone": backbone.name, "logical_image_size": side}, change)
+    size = settings.logical_image_size
+    branch = LogicalBranch(
+        backbone.levels, backbone.channels, backbone.rectified(), size, settings.text_prior, config=settings.logical
+    )
+    train = torch.tensor(cell.train)
+    drawn = train[torch.randperm(len(train))[:INITIAL_IMAGES]]
+    branch.initialise([cell.features[level][drawn] for level in branch.levels])
+    features = branch.standardise([cell.features[level] for level in branch.levels])
+    adam = optimiser(branch, settings.learning_rate)
+    assert adam is not None
+    branch.train()
+    for _ in range(epochs):
+        for rows in train[torch.randperm(len(train))].split(BATCH):
+            with torch.enable_grad():
+                loss = branch.losses([level[rows] for level in features], cell.images[rows])["loss"]
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(branch.parameters(), GRADIENT_CLIP)
+            adam.step()
+        branch.codebook_statistics()
+    branch.eval()
+    maps = []
+    for start in range(0, len(cell.paths), 8):
+        part = [level[start : start + 8] for level in features]
+        maps.append(branch.anomaly_map(part, branch(part, reconstruct=False)))
+    found = smoothed(torch.cat(maps), size)
+    return scores(cell.paths, found.amax((1, 2, 3)), found)
+
+
+def rows_of(cells: Cells) -> list[Row]:
+    """Mean over categories; mean and sample standard deviation over training seeds, and of the gain seed by seed."""
+    frame = long(cells)
+    names = frame.name.str.rsplit(", seed ", n=1, expand=True)
+    frame = frame.assign(variant=names[0], run=names[1])
+    means: pd.DataFrame = frame.pivot_table("value", ["variant", "run"], "column")
+    rows = []
+    for name in VARIANTS:
+        row: Row = {"variant": name}
+        first = next(other for other in VARIANTS if other.startswith(name[:3]))
+        for column in ("AUROC mean", "sPRO mean"):
+            values = means.loc[name][column]
+            row[column] = spread(values, scale=1)
+            gain = values - means.loc[first][column]
+            row[f"{column}, gain"] = "" if name == first else spread(gain, signed=True, scale=1)
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def main() -> None:
+    args: argparse.Namespace = options(__doc__, **DEFAULTS | {"seeds": [100], "runs": 3, "epochs": 12})
+    backbone = backbone_of(args)
+
+    def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
+        sides = {side for side, _ in VARIANTS.values()}
+        drawn = {s: DrawnCategory(args.root, category, seed, backbone, (s, s)) for s in sides}
+        return {
+            f"{name}, seed {run}": evaluate(drawn[side], backbone, side, change, run, args.epochs)
+            for name, (side, change) in VARIANTS.items()
+            for run in range(args.runs)
+        }
+
+    collect("logical_study", args, rows_of, measure, runs=args.runs, epochs=args.epochs)
+
+
+if __name__ == "__main__":
+    main()

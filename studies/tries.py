@@ -1,0 +1,191 @@
+"""Tries to break what reads files and arguments, with a fixed seed: damaged model files, data sets, wrong arguments.
+
+Each try runs in a process of its own with a limit on memory and time. It counts as
+
+- refused: one sentence in an exception that the function documents; where a file is damaged it names the file,
+- unharmed: the result is that of the intact input,
+- silent loss: another result, or any result where none can be right,
+- crash: anything else, such as another exception, the end of the process or no end.
+
+    python studies/tries.py measure    # writes results/tries.json
+    python studies/tries.py report     # prints it as Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _common import Row, run_part, save, section
+from _tries import (
+    PLAIN,
+    Bad,
+    changed_checkpoints,
+    damaged_files,
+    foreign_files,
+    make_files,
+    spoil_data,
+    write_maps,
+)
+
+from anomalib_npgmf import Npgmf, SyntheticLOCO
+from anomalib_npgmf.export import describe
+from anomalib_npgmf.metrics import evaluate_loco
+
+OUTCOMES = ("refused", "unharmed", "silent loss", "crash")
+MEMORY, SECONDS = 256 << 20, 60  # what a try may take, beyond what the process holds already
+TOGETHER = 25  # tries in one process, as long as it lives
+
+
+class Try(NamedTuple):
+    """One call with bad input."""
+
+    function: str
+    kind: str
+    call: Callable[[], Any]
+    right: Any = None  # the result for the intact input; None where no result can be right
+    names: str = ""  # what the sentence must name
+    errors: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
+
+
+def outcomes(attempts: Sequence[Try]) -> Iterator[tuple[str, str]]:
+    """Make tries one after the other, in a process that is replaced when one ends it; what each counts as, and why."""
+    done = 0
+    while done < len(attempts):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                _make(attempts[done : done + TOGETHER], writer)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            lines = pipe.read().splitlines()
+        _, status = os.waitpid(child, 0)
+        for line in lines:
+            what, why = json.loads(line)
+            yield what, why
+        done += len(lines)
+        if len(lines) < TOGETHER and done < len(attempts):
+            yield "crash", f"the process ended with status {status}"
+            done += 1
+
+
+def _make(attempts: Sequence[Try], results: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for attempt in attempts:
+        signal.alarm(SECONDS)
+        os.write(results, f"{json.dumps(_call(attempt))}\n".encode())
+
+
+def _call(attempt: Try) -> tuple[str, str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = attempt.call()
+    except Exception as error:
+        sentence = str(error)
+        fits = isinstance(error, attempt.errors) and attempt.names in sentence and "\n" not in sentence
+        return ("refused" if fits and sentence else "crash"), f"{type(error).__name__}: {sentence}"[:400]
+    right = attempt.right is not None and value == attempt.right
+    return ("unharmed" if right else "silent loss"), str(value)[:100]
+
+
+def _weights(path: Path) -> str:
+    """Digest of the tensors of a loaded model."""
+    digest = hashlib.sha256()
+    for name, tensor in Npgmf.load_from_checkpoint(path).state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def files(folder: Path, rng: np.random.Generator, count: int) -> Iterator[Try]:
+    """Damaged and foreign model files."""
+    (folder / "bad").mkdir()
+    intact = make_files(folder)
+    for suffix, path in intact.items():
+        right = describe(path)
+        bad = chain(damaged_files(path, folder / "bad", count, rng), foreign_files(suffix, folder / "bad"))
+        yield from (Try(f"describe {suffix}", b.kind, partial(describe, b.path), right, b.path.name) for b in bad)
+    path = intact[".ckpt"]
+    right = _weights(path)
+    name = "load_from_checkpoint"
+    for bad in chain(damaged_files(path, folder / "bad", count, rng), foreign_files(".ckpt", folder / "bad")):
+        yield Try(name, bad.kind, partial(_weights, bad.path), right)
+    for bad in changed_checkpoints(path, folder / "bad", count, rng):
+        yield Try(name, bad.kind, partial(_weights, bad.path), right)
+
+
+def data_sets(folder: Path, rng: np.random.Generator, count: int) -> Iterator[Try]:
+    """Categories in the layout of MVTec LOCO AD with one bad file."""
+    intact = folder / "intact"
+    plan = SyntheticLOCO(intact / "data", "cable_pairs", 64, 2, 2, 2, 2, 2)
+    plan.prepare_data()
+    write_maps(intact / "maps", intact / "data" / "cable_pairs")
+    right = evaluate_loco(intact / "data", "cable_pairs", intact / "maps")
+    for number in range(count):
+        root = folder / str(number)
+        shutil.copytree(intact, root)
+        bad: Bad | None = spoil_data(root, rng)
+        if bad is not None:
+            call = partial(evaluate_loco, root / "data", "cable_pairs", root / "maps")
+            named = bad.path.parent if (bad.kind, bad.path.suffix) == ("missing", ".png") else bad.path
+            yield Try("evaluate_loco", bad.kind, call, right, named.name)
+
+
+def arguments(folder: Path, _rng: np.random.Generator, _count: int) -> Iterator[Try]:
+    """Wrong arguments."""
+    errors = (ValueError, TypeError, OSError)
+    paths = [*PLAIN, folder, "none.ckpt", "/dev/null", "x" * 5000 + ".pt", folder / "a.pt", folder / "b.ckpt"]
+    (folder / "a.pt").mkdir()
+    for path in paths:
+        yield Try("describe", "arguments", partial(describe, path), errors=errors)
+        yield Try("load_from_checkpoint", "arguments", partial(Npgmf.load_from_checkpoint, path), errors=errors)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Make all tries."""
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    rows: dict[tuple[str, str], Row] = {}
+    failures = []
+    for make in (files, data_sets, arguments):
+        with tempfile.TemporaryDirectory() as scratch:
+            attempts = list(make(Path(scratch), rng, args.count))
+            for attempt, (what, why) in zip(attempts, outcomes(attempts), strict=True):
+                row = {"function": attempt.function, "input": attempt.kind, "tries": 0, **dict.fromkeys(OUTCOMES, 0)}
+                row = rows.setdefault((attempt.function, attempt.kind), row)
+                row["tries"] += 1
+                row[what] += 1
+                if what in OUTCOMES[2:]:
+                    failures.append({"function": attempt.function, "input": attempt.kind, "what": what, "why": why})
+    for failure in failures:
+        print(*failure.values(), sep=" | ")
+    save(args.out / "tries.json", list(rows.values()), seed=args.seed, count=args.count, failures=failures)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the results."""
+    del args
+    print(section("tries"))
+
+
+if __name__ == "__main__":
+    run_part(__doc__, measure, report, seed=0, count=100)
