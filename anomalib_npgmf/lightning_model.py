@@ -23,16 +23,17 @@ from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
+from anomalib_npgmf.host.callbacks import with_own
 from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
 from anomalib_npgmf.host.command_line import speak_plainly
-from anomalib_npgmf.host.compat import Load16BitGrayscale, keep_antialiasing, set_default_epochs
+from anomalib_npgmf.host.compat import keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.engine import adapt_engine
-from anomalib_npgmf.host.fit import PrepareFit, losses_of, restore_category
+from anomalib_npgmf.host.fit import losses_of, restore_category
+from anomalib_npgmf.host.folder_check import require_pictures
 from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.quiet import quieten
 from anomalib_npgmf.host.rebuild import resize_data, take_configuration
-from anomalib_npgmf.host.report import Report
-from anomalib_npgmf.host.summary import TestSummary
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
 from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -75,6 +76,7 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
+        skip_unreadable: Whether a training leaves out pictures that cannot be read; otherwise it names them and stops.
         false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
             with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
@@ -115,12 +117,14 @@ class Npgmf(AnomalibModule):
         structural: dict[str, Any] | None = None,
         composition: bool | dict[str, Any] | None = None,
         feature_cache: str | None = None,
+        skip_unreadable: bool = False,
         false_alarm_rate: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        quieten()
         with speak_plainly():
             given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
             structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
@@ -133,7 +137,7 @@ class Npgmf(AnomalibModule):
         keep_antialiasing(self.pre_processor)
         adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
-        self.clip_weights, self.feature_cache = clip_weights, feature_cache
+        self.clip_weights, self.feature_cache, self.skip_unreadable = clip_weights, feature_cache, skip_unreadable
         self.category = ""  # what the images show, once a data module said so
         self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
@@ -216,14 +220,13 @@ class Npgmf(AnomalibModule):
     def trainer(self, trainer: Trainer | None) -> None:
         AnomalibModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # a property, for mypy a method
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            require_pictures(trainer)
             set_default_epochs(trainer, 1 if self.settings.branches == "structural" else self.settings.epochs)
 
     def configure_callbacks(self) -> list[Callback]:
-        """16-bit images, preparation of a fit, anomalib's; a summary before the visualizer and a report after it."""
-        callbacks = [Load16BitGrayscale(), PrepareFit(), *cast("list[Callback]", super().configure_callbacks())]
-        last = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Visualizer)), len(callbacks))
-        report = [Report()] if last < len(callbacks) else []  # after the visualizer
-        return [*callbacks[:last], TestSummary(), *callbacks[last:], *report]
+        """See `anomalib_npgmf.host.callbacks`."""
+        host = cast("list[Callback]", super().configure_callbacks())
+        return with_own(host, skip_unreadable=self.skip_unreadable)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
         """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""

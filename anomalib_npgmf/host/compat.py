@@ -18,6 +18,7 @@ writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue kno
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
 `anomalib_npgmf.host.post_processor` |
+| INFO of every library, twice; warnings that no user can act on | 2.0 to 2.7 | `anomalib_npgmf.host.quiet` |
 | ``MVTecLOCO``, ``MVTecAD2`` and ``Tabular`` need pandas 2 | 2.7, no issue known | the bound in pyproject.toml |
 """
 

@@ -16,6 +16,7 @@ from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
 from anomalib_npgmf.host.precision import check_precision
+from anomalib_npgmf.host.quiet import settle
 from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
@@ -37,6 +38,7 @@ class PrepareFit(Callback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Check the trainer; for a fit also set calibration images aside, and adapt the trainer."""
         check_precision(trainer)
+        settle(trainer)
         if stage != "fit":
             return
         limit_validation(trainer)
@@ -201,6 +203,12 @@ def losses_of(module: "Npgmf", batch: ImageBatch) -> dict[str, Tensor]:
     return model.logical.losses(features, model.resize_logical(batch.image))
 
 
+def progress(loader: Iterable[Any], *, shown: bool) -> Iterable[Any]:
+    """A bar on a terminal, which goes when it is full."""
+    bar: Iterable[Any] = tqdm(loader, "Collecting normal features", leave=False, disable=None if shown else True)
+    return bar
+
+
 @torch.no_grad()
 def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     """Fit memory bank and composition branch to all training images, in one pass."""
@@ -208,7 +216,7 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
     with raise_together():
-        for batch in map(restore_16_bit, tqdm(loader, desc="Collecting normal features", disable=not shown)):
+        for batch in map(restore_16_bit, progress(loader, shown=shown)):
             images = batch.image.to(module.device)
             features = module.model.features(module.normalised(images))
             keys = [str(path) for path in batch.image_path]

@@ -28,6 +28,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+from anomalib_npgmf.host.quiet import quieten_imports
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -62,6 +64,7 @@ def autoload() -> None:
     try:
         if os.environ.get("ANOMALIB_NPGMF_AUTOLOAD") == "0" or _Finder in sys.meta_path:
             return
+        quieten_imports()
         host_is_loaded = "anomalib" in sys.modules
         if not host_is_loaded and find_spec("anomalib") is None:
             return

@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
 from anomalib_npgmf.host.verdict import Verdict, verdicts_of
 from anomalib_npgmf.torch_model import PARTS
 
 PRINTED_ROWS = 15
+NAMED = 5  # mistakes of a test that are named
 KEPT_THUMBNAILS = 400
 
 
@@ -43,9 +45,11 @@ class Report(Callback):
         self._written = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
-        del trainer, pl_module
-        self.verdicts, self._thumbnails, self._written = [], [], False
+        """Start anew, with the pictures that cannot be read."""
+        del pl_module
+        checks = (c for c in trainer.callbacks if isinstance(c, CheckPictures))  # type: ignore[attr-defined]
+        torn = [file for check in checks for file in check.unreadable] if trainer.is_global_zero else []
+        self.verdicts, self._thumbnails, self._written = [Verdict(f.path, error=f.error) for f in torn], [], False
 
     on_predict_start = on_test_start
 
@@ -98,13 +102,17 @@ class Report(Callback):
         statement = getattr(module.post_processor, "statement", str)()  # what the threshold stands for
         summary, checkpoint = f"{summary_of(verdicts)} {statement}".strip(), str(trainer.ckpt_path or "")
         write_page(verdicts, thumbnails, folder / "report.html", summary=summary, checkpoint=checkpoint)
-        console = Console()
-        shown = [verdict for verdict in verdicts if verdict.is_wrong] if trainer.testing else verdicts
-        if shown:
-            console.print(table_of(shown[:PRINTED_ROWS], test=trainer.testing))
-        if len(shown) > PRINTED_ROWS:
-            print(f"{len(shown) - PRINTED_ROWS} more in scores.csv.")
+        if not trainer.testing:
+            Console().print(table_of(verdicts[:PRINTED_ROWS]))
+            if len(verdicts) > PRINTED_ROWS:
+                print(f"{len(verdicts) - PRINTED_ROWS} more in scores.csv.")
         print(summary)
+        for outcome in ("false alarm", "miss"):
+            if any(verdict.outcome == outcome for verdict in verdicts):
+                print(names_of(verdicts, outcome))
+        saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if trainer.testing and (saved or checkpoint):
+            print(f"Checkpoint: {checkpoint or saved}")
         print(f"Report: {(folder / 'report.html').resolve()} (scores.csv and scores.json beside it)")
 
 
@@ -113,22 +121,30 @@ def worst_first(verdict: Verdict) -> tuple[bool, float]:
     return not verdict.error, -verdict.score if math.isfinite(verdict.score) else 0.0
 
 
-def table_of(verdicts: Sequence[Verdict], *, test: bool) -> Table:
-    """Table of pictures for the terminal.
-
-    Args:
-        verdicts: Its rows.
-        test: Whether the truth is known, so that a column tells false alarms from misses.
-    """
+def table_of(verdicts: Sequence[Verdict]) -> Table:
+    """Table of pictures for the terminal, one row each."""
     folder = common_folder([verdict.path for verdict in verdicts])
-    table = Table("file", "score", "mistake" if test else "verdict", "decided by", "reason")
+    table = Table("file", "score", "verdict", "decided by", "reason", show_edge=False)
     for verdict in verdicts:
         name = os.path.relpath(verdict.path, folder) if verdict.path else ""
         score = "" if verdict.error else f"{verdict.score:.3f}"
-        said = verdict.outcome if test else verdict.label
         # Text, because a file's name may look like markup
-        table.add_row(*map(Text, (name, score, said, verdict.part, verdict.error or verdict.reason)))
+        table.add_row(*map(Text, (name, score, verdict.label, verdict.part, verdict.error or verdict.reason)))
     return table
+
+
+def names_of(verdicts: Sequence[Verdict], outcome: str) -> str:
+    """One line that names the pictures of an outcome, with their scores; the worst mistakes first.
+
+    Example:
+        >>> pictures = [Verdict("bad/a.png", 0.4, False, truth=True), Verdict("bad/b.png", 0.2, False, truth=True)]
+        >>> names_of(pictures, "miss")
+        'miss: bad/b.png 0.200, bad/a.png 0.400'
+    """
+    found = [verdict for verdict in verdicts if verdict.outcome == outcome]
+    found.sort(key=lambda verdict: verdict.score if outcome == "miss" else -verdict.score)
+    named = [f"{Path(v.path).parent.name}/{Path(v.path).name} {v.score:.3f}" for v in found[:NAMED]]
+    return f"{outcome}: {', '.join(named)}" + (f", and {len(found) - NAMED} more" if len(found) > NAMED else "")
 
 
 def summary_of(verdicts: Sequence[Verdict]) -> str:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_npgmf.host.quiet import on_command_line
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.torch_model import PARTS
 
@@ -50,11 +51,13 @@ class TestSummary(Callback):
         del pl_module
         if trainer.is_global_zero and self.images:
             Console().print(self.table())
+        if trainer.is_global_zero and on_command_line():  # in place of Lightning's table, see `settle`
+            print(", ".join(f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()))
 
     def table(self) -> Table:
         """One row per folder, good images first; one column per part that decided anything."""
         parts = [part for part in PARTS if any(decided == part for _, decided in self.found)]
-        table = Table("test folder", "images", "anomalous", *(f"by {part}" for part in parts))
+        table = Table("test folder", "images", "anomalous", *(f"by {part}" for part in parts), show_edge=False)
         for folder in sorted(self.images, key=lambda name: (name != "good", name)):
             counts = [self.found[folder, part] for part in parts]
             table.add_row(folder, *map(str, (self.images[folder], sum(counts), *counts)))

@@ -31,6 +31,9 @@ class LocoMetric(Metric):
         kind: Value to report: of logical anomalies, of structural anomalies, or the mean of both.
         **kwargs: Arguments of ``torchmetrics.Metric``.
 
+    Attributes:
+        optional: Whether it is fine to report nothing, on data of another layout.
+
     Raises:
         ValueError: If the kind is unknown.
     """
@@ -40,6 +43,7 @@ class LocoMetric(Metric):
     full_state_update = False
     predictions: list[Tensor] | Tensor
     paths: list[Tensor] | Tensor
+    optional = False
 
     def __init__(self, kind: Kind = "mean", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -91,19 +95,23 @@ class LocoMetric(Metric):
         return torch.tensor(sum(values[folder] for folder in needed) / len(needed), device=self.device)
 
 
-def has_loco_layout(image_path: Sequence[str], requirement: str = "") -> bool:
+def has_loco_layout(image_path: Sequence[str], requirement: str = "", *, optional: bool = False) -> bool:
     """Whether all images are test images of MVTec LOCO AD; warns once per folder that is not.
 
     Args:
         image_path: Paths of the images.
         requirement: File that must lie in the folder of the category as well.
+        optional: Whether another layout is no reason for a warning.
 
     Returns:
         False for data on which the metrics of LOCO are not defined.
     """
     for path in map(Path, image_path):
         if kind_of(path) is None:
-            _warn_once("SPRO and LocoAUROC report nothing: %s has not the layout of MVTec LOCO AD.", path.parents[1])
+            if not optional:
+                _warn_once(
+                    "SPRO and LocoAUROC report nothing: %s has not the layout of MVTec LOCO AD.", path.parents[1]
+                )
             return False
         if requirement and not (category_of(path) / requirement).is_file():
             _warn_once(f"SPRO reports nothing: %s has no {requirement}.", category_of(path))

@@ -51,7 +51,7 @@ class _LocoAUROC(LocoMetric):
         Raises:
             ValueError: If there are not as many scores as paths, or a score is NaN or infinite.
         """
-        if not has_loco_layout(image_path):
+        if not has_loco_layout(image_path, optional=self.optional):
             return
         scores = pred_score.detach().reshape(-1)
         if len(scores) != len(image_path):

@@ -53,7 +53,7 @@ class _SPRO(LocoMetric):
         Raises:
             ValueError: If the shape is another, or a score is NaN or infinite.
         """
-        if not has_loco_layout(image_path, CONFIG_NAME):
+        if not has_loco_layout(image_path, CONFIG_NAME, optional=self.optional):
             return
         maps = anomaly_map.detach().as_subclass(Tensor)  # anomalib's batches hold a subclass
         maps = maps.squeeze(1) if maps.ndim == 4 else maps

@@ -51,7 +51,8 @@ class LazyGreedy:
 
     def run(self, start: int, *, progress: bool) -> Tensor:
         """Choose all centres, starting with the point of index ``start``."""
-        with tqdm(total=self.size, desc="Selecting coreset", disable=not progress) as bar:
+        hidden = None if progress else True  # None: shown on a terminal alone
+        with tqdm(total=self.size, desc="Selecting coreset", leave=False, disable=hidden) as bar:
             first = self.features[start].float()
             self._add(torch.tensor([start], device=self.features.device), first[None] - self.mean)
             for rows, bound in zip(self.features.split(_ROWS), self.bound.split(_ROWS), strict=True):

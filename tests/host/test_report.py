@@ -150,9 +150,8 @@ def test_file_names_do_not_become_markup(run: dict[str, Any], capsys: pytest.Cap
     page = Page(run["root"] / "report.html")
     assert ODD in page.rows
     assert not [source for source in page.sources if source == "x"]
-    Console(width=200).print(
-        table_of([Verdict(f"/a/{ODD}", 0.7, True, 0.5, part="logical", reason="[b]why[/b]")], test=False)
-    )
+    verdict = Verdict(f"/a/{ODD}", 0.7, True, 0.5, part="logical", reason="[b]why[/b]")
+    Console(width=200).print(table_of([verdict]))
     printed = capsys.readouterr().out
     assert ODD in printed
     assert "[b]why[/b]" in printed

@@ -26,7 +26,7 @@ def test_counts_equal_the_predictions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {f: sum(n for (g, _), n in summary.found.items() if g == f) for f in expected} == expected
     assert expected["blot"] > 0
     rows = [line.split() for line in printed.splitlines() if "blot" in line or "good" in line]
-    assert [row[1] for row in rows if row[1] in expected] == ["good", "blot"]
+    assert [row[0] for row in rows if row[0] in expected] == ["good", "blot"]
 
 
 def test_without_labels_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,95 @@
+"""A quiet command line: what libraries tell their developers is left out, what concerns the user's data stays.
+
+This acts in the process of the ``anomalib`` command alone, and but for the imports only once an Npgmf model is made:
+whoever calls the engine from Python has set up logging. ``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
+only, because `anomalib_npgmf.host.plugin` imports it early.
+
+| what the host prints | since when | what is done |
+|---|---|---|
+| its imports warn of deprecated modules of timm and of anomalib itself | timm 1.0, anomalib 2.7 | `quieten_imports` |
+| two handlers on the root logger, at INFO: every line of every library comes twice, thousands of them from the ONNX \
+exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
+| accelerators, tips and checkpoints at INFO | Lightning 2.6 | from WARNING on |
+| ten retries of an unreachable hub, twice each | huggingface_hub 1 | from ERROR on; the error itself says what to do |
+| a table of submodules, a table of metrics | Lightning 2.6 | taken out; `TestSummary` prints the metrics |
+| eight workers on any machine, of which torch warns in every epoch | anomalib 2.0 to 2.7 | one per processor |
+| every prediction stays in memory, though nobody takes them | Lightning 2.6 | let go |
+| warnings of Lightning, torch and torchmetrics that no user can act on | see `FILTERED` | filtered by their text |
+"""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+# Beginnings of messages, as regular expressions.
+IMPORTS: Final = (
+    "Importing from timm.models.layers is deprecated",
+    "The anomalib.models.components.dinov2 package is deprecated",
+)
+FILTERED: Final = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own code, with torch 2.10 and later
+    "'pin_memory' argument is set as true but no accelerator",  # Engine.predict always sets it
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen network, on purpose
+    "The dirpath has changed from",  # a prediction has another folder than the training
+    r"The ``compute`` method of metric \w+ was called before the ``update`` method",  # pixel metrics without masks
+)
+LOGGERS: Final = ("", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+EXPORTED: Final = "Exported model to"  # the one thing that anomalib says at INFO and users need
+
+
+def on_command_line() -> bool:
+    """Whether this process is the ``anomalib`` command, and nobody asked for all that it prints."""
+    return Path(sys.argv[0] if sys.argv else "").stem == "anomalib" and not os.environ.get("ANOMALIB_NPGMF_VERBOSE")
+
+
+def quieten_imports() -> None:
+    """Filter what the imports of the host warn of."""
+    if on_command_line():
+        for text in IMPORTS:
+            warnings.filterwarnings("ignore", text)
+
+
+def quieten() -> None:
+    """Leave out what does not concern the user; see the module."""
+    if not on_command_line():
+        return
+    for name in LOGGERS:
+        library = logging.getLogger(name)
+        plain = [handler for handler in library.handlers if type(handler) is logging.StreamHandler]
+        for double in plain if len(library.handlers) > len(plain) else plain[1:]:
+            library.removeHandler(double)
+        for handler in library.handlers:
+            handler.addFilter(concerns_the_user)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for text in FILTERED:
+        warnings.filterwarnings("ignore", text)
+
+
+def concerns_the_user(record: logging.LogRecord) -> bool:
+    """Whether a record is a warning, or says where an exported file is."""
+    return record.levelno >= logging.WARNING or str(record.msg).startswith(EXPORTED)
+
+
+def settle(trainer: Any) -> None:
+    """Prepare a run: no table of submodules, few workers, predictions let go once they are reported.
+
+    Args:
+        trainer: Before its loaders are made.
+    """
+    if not on_command_line():
+        return
+    trainer.callbacks = [c for c in trainer.callbacks if "ModelSummary" not in type(c).__name__]
+    trainer.predict_loop.return_predictions = False
+    trainer.test_loop.verbose = False
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is not None:
+        datamodule.num_workers = min(datamodule.num_workers, processors())
+
+
+def processors() -> int:
+    """Number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
