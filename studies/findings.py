@@ -138,6 +138,17 @@ def parts_by_category(found: Found, chosen: Sequence[str]) -> str:
     return table(rows)
 
 
+def networks(found: Found, other: Found) -> str:
+    """Image AUROC of the parts with two networks; the merged score of the other one's records is of version 0.1."""
+    rows = []
+    for title, values in (("EfficientNet-Lite0, logical branch at 256 px", found), ("MobileNetV2, 128 px", other)):
+        for text, name in PARTS.items():
+            if name not in ("merged", "maximum"):
+                scores = {metric: spread(overall(values[name][metric])) for metric in AUROC}
+                rows.append({"network": title, "map": text} | scores)
+    return table(rows)
+
+
 def costs(found: Found) -> str:
     """``plus`` less the best single part of each category and metric, the part chosen by its mean over seeds."""
     single = [name for name in PARTS.values() if name not in ("merged", "maximum")]
@@ -191,6 +202,12 @@ def photographs() -> str:
     return table(rows)
 
 
+def thresholds() -> str:
+    """Every rule for the whole model, the model's own for each part."""
+    rows = load("threshold")["rows"]
+    return table([row for row in rows if row["part"] == "merged" or row["threshold"] == "1 in 100"])
+
+
 def main() -> None:
     found, priors = sources("synthetic"), sources("mobilenet", "ablation")
     content = {
@@ -200,9 +217,11 @@ def main() -> None:
         "categories": parts_by_category(found, AUROC[:2]),
         "places": parts_by_category(found, SPRO[:2]),
         "costs": costs(found),
+        "networks": networks(found, priors),
         "codebooks": codebooks(priors),
         "one model": table(one_model_rows(load("one_model")["cells"])),
         "merging": table(load("merging_study")["rows"]),
+        "threshold": thresholds(),
         "composition": table(load("composition_study")["rows"]),
     }
     fill(ROOT / "docs" / "findings.md", content)
