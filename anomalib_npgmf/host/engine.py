@@ -62,7 +62,8 @@ def _export(original: Any, call: BoundArguments) -> Any:
     given = call.arguments
     if given["ckpt_path"] is not None:
         path, model = Path(given["ckpt_path"]), given["model"]
-        loaded = type(model).load_from_checkpoint(path)
+        moved = {name: model.hparams[name] for name in ("false_alarm_rate",) if model.hparams[name] is not None}
+        loaded = type(model).load_from_checkpoint(path, **moved)
         check_given(model.hparams, loaded.settings, loaded.preset, loaded.prompt)
         given["model"], given["ckpt_path"] = loaded, None
         given["export_root"] = given["export_root"] or run_of(path)

@@ -11,6 +11,7 @@ from anomalib.engine import Engine
 from anomalib.models import Padim
 
 from anomalib_npgmf import Npgmf
+from anomalib_npgmf.export import describe
 from anomalib_npgmf.host.engine import adapt_engine
 from anomalib_npgmf.host.places import picture_path
 
@@ -59,6 +60,15 @@ def test_exports_go_beside_their_run(run: Path, tmp_path: Path) -> None:
 def test_export_refuses_other_arguments(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made with merging 'sum' \(not 'maximum'\)"):
         make_engine(tmp_path).export(make_model(merging="maximum"), ExportType.TORCH, ckpt_path=checkpoint_of(run))
+
+
+def test_export_moves_the_threshold(run: Path, tmp_path: Path) -> None:
+    """The one argument that may be another than the training's."""
+    export = make_engine(tmp_path).export
+    stored = describe(export(make_model(), "torch", tmp_path, ckpt_path=checkpoint_of(run)))
+    moved = describe(export(make_model(false_alarm_rate=0.3), "torch", tmp_path, ckpt_path=checkpoint_of(run)))
+    assert moved["false_alarm_rate"] == 0.3
+    assert moved["threshold"] < stored["threshold"]
 
 
 @pytest.mark.parametrize("action", ["fit", "train"])
