@@ -82,9 +82,7 @@ def readable(path: str | Path, model: type[AnomalibModule], arguments: Iterable[
     functions = (model.__init__, AnomalibModule.load_from_checkpoint)
     known = {name for function in functions for name in signature(function).parameters}
     if unknown := sorted(set(arguments) - known):
-        msg = (
-            f"{model.__name__} has no argument {', '.join(unknown)}; see help({model.__name__}) for those that it has."
-        )
+        msg = f"{model.__name__} has no argument {', '.join(unknown)}; help({model.__name__}) lists those that it has."
         raise TypeError(msg)
     checked = False
     try:
