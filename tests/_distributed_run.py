@@ -3,6 +3,7 @@
 Lightning starts the other processes by running this script again. Every process saves what it ends with.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def run(data: Path, results: Path, processes: int) -> None:
             optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
             model.configure_optimizers = lambda optimiser=optimiser: optimiser
         strategy = "ddp" if processes > 1 else "auto"
-        engine = make_engine(results / name / str(processes), max_epochs=EPOCHS, devices=processes, strategy=strategy)
+        # A folder for each process: anomalib's making of versioned folders is a race.
+        root = results / name / str(processes) / os.environ.get("LOCAL_RANK", "0")
+        engine = make_engine(root, max_epochs=EPOCHS, devices=processes, strategy=strategy)
         engine.fit(model, datamodule=mvtec(data, train_batch_size=IMAGES // processes))
         torch.save(model.state_dict(), results / f"{name}_{processes}_{model.global_rank}.pt")
 
