@@ -44,7 +44,7 @@ def train(model: NpgmfModel, image: Tensor) -> dict[str, Tensor]:
     features = model.features(image)
     model.structural.collect(features.structural, KEYS)
     model.structural.finish()
-    model.composition.collect(features.composition, KEYS)
+    model.composition.collect(features.composition, KEYS, image)
     model.composition.finish()
     losses = dict(model.train()(image))
     model.logical.codebook_statistics()

@@ -48,7 +48,7 @@ def trained(images: Tensor) -> NpgmfModel:
     model.initialise(images)
     model.structural.collect(features.structural, keys)
     model.structural.finish()
-    model.composition.collect(features.composition, keys)
+    model.composition.collect(features.composition, keys, images)
     model.composition.finish()
     with torch.no_grad():
         calibrate(model.merger, [model.branch_maps(images + 0.1).maps], model.composition.cv_stats)
