@@ -10,6 +10,7 @@ from anomalib_npgmf.host.duration import Duration
 from anomalib_npgmf.host.fit import PrepareFit
 from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.report import Report
+from anomalib_npgmf.host.resume import ResumeState
 from anomalib_npgmf.host.summary import TestSummary
 
 
@@ -25,5 +26,6 @@ def with_own(host: Sequence[Callback], *, skip_unreadable: bool) -> list[Callbac
     """
     before = [callback for callback in host if not isinstance(callback, Visualizer)]
     visualizers = [callback for callback in host if isinstance(callback, Visualizer)]
-    first = [CheckPictures(skip_unreadable=skip_unreadable), Load16BitGrayscale(), PrepareFit(), Duration()]
+    first = [CheckPictures(skip_unreadable=skip_unreadable), Load16BitGrayscale(), PrepareFit()]
+    first += [Duration(), ResumeState()]
     return [*first, *before, TestSummary(), *visualizers, *([Report()] if visualizers else [])]

@@ -1,7 +1,7 @@
 """The logical branch M_LAD: reconstruction of features under normal priors (paper, section III-A)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -236,3 +236,15 @@ class LogicalBranch(nn.Module):
             statistics[f"dead_codes_{level}"] = float(book.dead().sum())
         self._renew = True
         return statistics
+
+    def training_state(self) -> dict[str, Any]:
+        """What a training needs to go on exactly, beside the parameters: whether codes are due to be renewed, and how."""
+        usage = {str(level): self._codebook(level).usage.cpu() for level in self.vq_levels}
+        return {"renew": self._renew, "generator": self._generator.get_state(), "usage": usage}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take what `training_state` returned."""
+        self._renew = state["renew"]
+        self._generator.set_state(state["generator"].cpu())
+        for level in self.vq_levels:
+            self._codebook(level).usage.copy_(state["usage"][str(level)])
