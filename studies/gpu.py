@@ -1,13 +1,15 @@
 """What the model costs on a GPU: latency, throughput, memory, operations; and selection and search of the memory bank.
 
     python studies/gpu.py models
+    python studies/gpu.py models --compile --presets fast --batches 1
     python studies/gpu.py bank
     python studies/gpu.py models --presets fast --batches 1 --repeats 5      # a quick try
 
 ``models``: the whole model, the logical branch and the structural branch with the pass of their network, with the bank
-that each preset keeps of 350 images, in float32 (without TF32), bfloat16, and bfloat16 compiled with CUDA graphs.
-``bank``: a coreset of 10 % of patches in both modes, and the search of the patches of 16 images in it. A figure is the
-median of ``--repeats`` calls, each of which waits for the GPU. Weights are random, which changes no cost.
+that each preset keeps of 350 images, in float32 (without TF32) and bfloat16, called from Python and as a CUDA graph, or
+compiled (``--compile``). ``bank``: a coreset of 10 % of patches in both modes, and the search of the patches of 16
+images in it. A figure is the median of ``--repeats`` calls, each of which waits for the GPU. Weights are random, which
+changes no cost.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import argparse
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,11 +32,7 @@ from anomalib_npgmf.torch_model import NpgmfModel
 
 IMAGES = 350
 WEIGHTS = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
-PRECISIONS = {
-    "float32": (None, False),
-    "bfloat16": (torch.bfloat16, False),
-    "bfloat16 compiled": (torch.bfloat16, True),
-}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
@@ -73,35 +73,57 @@ def parts(model: Any) -> dict[str, Callable[[Tensor], object]]:
     def structural(images: Tensor) -> object:
         return model.structural(model.features(images, ["structural"]).structural)
 
-    return {"whole model": model, "logical branch": logical, "structural branch": structural}
+    def whole(images: Tensor) -> object:
+        return model.merge(model.branch_maps(images).maps)  # `forward` first checks that the model was trained
+
+    return {"whole model": whole, "logical branch": logical, "structural branch": structural}
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph: its kernels start without Python."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def measured(call: Callable[[], object], prepare: Callable[[Any], Any], repeats: int) -> dict[str, Any]:
+    """What `timed` finds, or why it could not be measured."""
+    try:
+        return timed(prepare(call), repeats)
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        return {"failed": str(error).strip().splitlines()[0]}
 
 
 def models(args: argparse.Namespace) -> None:
-    """Measure every preset; the results file is written after each."""
+    """Measure every preset; the results file is written after each precision."""
+    ways: dict[str, Callable[[Any], Any]] = {"": lambda call: call, "CUDA graph": captured}
+    if args.compile:
+        ways = {"compiled": lambda call: torch.compile(call, dynamic=False)}
     rows: list[Row] = []
     for preset in args.presets:
         model = built(preset)
-        operations = {}
-        for precision, (dtype, compiled) in PRECISIONS.items():
-            for what, call in parts(model).items():
-                if compiled:
-                    if what != "whole model":
-                        continue
-                    call = torch.compile(call, mode="reduce-overhead", dynamic=False)
-                for batch in args.batches:
-                    images = torch.randn(batch, 3, *model.config.image_size, device="cuda")
-                    if what not in operations:
-                        operations[what] = gflops(lambda call=call, images=images: call(images)) / batch
-                    context = torch.autocast("cuda", dtype) if dtype else nullcontext()
-                    try:
-                        with context:
-                            found = timed(lambda call=call, images=images: call(images), args.repeats)
-                    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # memory, or what compiles
-                        found = {"failed": str(error).strip().splitlines()[0]}
-                    row: Row = {"preset": preset, "what": what, "precision": precision, "batch": batch}
-                    row |= {"image_size": max(model.config.image_size), "gflop_per_image": operations[what]} | found
-                    rows.append(row | ({"images_per_s": 1e3 * batch / found["ms"]} if "ms" in found else {}))
-            save(args.out / "gpu.json", rows, gpu=torch.cuda.get_device_name())
+        for (precision, dtype), (way, prepare) in product(PRECISIONS.items(), ways.items()):
+            for (what, part), batch in product(parts(model).items(), args.batches):
+                if args.compile and what != "whole model":
+                    continue
+                images = torch.randn(batch, 3, *model.config.image_size, device="cuda")
+                call = partial(part, images)
+                row: Row = {"preset": preset, "what": what, "precision": precision, "way": way, "batch": batch}
+                row |= {"image_size": max(model.config.image_size), "gflop_per_image": gflops(call) / batch}
+                # weights that autocast keeps would outlive the graph that made them
+                with torch.autocast("cuda", dtype, cache_enabled=False) if dtype else nullcontext():
+                    row |= measured(call, prepare, args.repeats)
+                rows.append(row | ({"images_per_s": 1e3 * batch / row["ms"]} if "ms" in row else {}))
+            save(
+                args.out / ("gpu_compiled.json" if args.compile else "gpu.json"), rows, gpu=torch.cuda.get_device_name()
+            )
 
 
 def bank(args: argparse.Namespace) -> None:
@@ -128,8 +150,8 @@ def bank(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    presets = ["paper", "fast", "plus"]
-    run_part(__doc__, models, bank, presets=presets, batches=[1, 16], repeats=30, images=60, threads=8)
+    presets = ["fast", "plus", "paper"]
+    run_part(__doc__, models, bank, presets=presets, batches=[1, 16], repeats=20, images=60, compile=False, threads=8)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_every_field_holds_a_value_or_says_why_not(room: str, name: str) -> None
         ({"logical_weight": inf}, "logical_weight must be a number from 0 on, not inf"),
         ({"structural_weight": "3"}, "structural_weight must be a number or None, not '3'"),
         ({"coreset_ratio": [0.1]}, "coreset_ratio must be a number or None"),
-        ({"preset": ["small"]}, r"preset must be a text, not \['small'\]"),
+        ({"preset": ["small"]}, r"preset must be a text or None, not \['small'\]"),
         ({"backbone": 50}, "backbone must be a text or None, not 50"),
         ({"use_codebooks": "no"}, "use_codebooks must be true or false, not 'no'"),
         ({"composition": "yes"}, "composition must be true or false or fields by name or None, not 'yes'"),

@@ -98,7 +98,8 @@ def _step_and_predict(arguments: dict[str, Any]) -> torch.Tensor:
         features = model.features(images)
         for part, of_part in ((model.structural, features.structural), (model.composition, features.composition)):
             if part is not None:
-                part.collect(of_part, keys)
+                shown = (images,) if part is model.composition else ()
+                part.collect(of_part, keys, *shown)
                 part.finish()
         batch = _Batch(images[3:], keys[3:])
         scores, peaks = Calibrator(model, lambda given: given).run([batch])  # type: ignore[list-item]

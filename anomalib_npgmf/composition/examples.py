@@ -67,7 +67,7 @@ class CodeExamples(nn.Module):
                 top, left = (int((at + 0.5) * THUMBNAIL / side) for at, side in ((row, pure.shape[2]), (column, width)))
                 patch = padded[image, :, top : top + SIDE, left : left + SIDE]
                 self.patches[divmod(code, self.patches.shape[1])][number] = patch.to(self.patches)
-        numbers = torch.tensor([[regions_of(book) for book in image] for image in memberships])
+        numbers = torch.tensor([[regions_of(book) for book in image] for image in memberships], device=pure.device)
         deviation, mean = torch.std_mean(numbers.float(), dim=0, correction=0)
         self.regions.copy_(torch.stack([mean, deviation], dim=-1))
 
