@@ -42,7 +42,7 @@ def composition(indices: list[int]) -> CompositionBranch:
     config = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(4,))
     branch = CompositionBranch([3], [8], config)
     for index in indices:
-        branch.collect([image(index)], [f"{index}.png"], torch.rand(1, 3, 64, 64))
+        branch.collect([image(index)], [f"{index}.png"], image(index)[:, :3])
     branch.finish()
     return branch
 

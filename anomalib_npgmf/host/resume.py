@@ -25,9 +25,14 @@ class ResumeState(Callback):
         self._model: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the model whose state is saved."""
+        """Set what was loaded: before Lightning makes the first iterator of images, which draws their order."""
         del trainer
         self._model = pl_module.model
+        loaded, self._loaded = self._loaded, {}
+        if loaded.get("codebooks") is not None:
+            self._model.logical.load_training_state(loaded["codebooks"])
+        if loaded:
+            set_random_states(loaded["random"])
 
     def state_dict(self) -> dict[str, Any]:
         """Random states, and those of the codebooks."""
@@ -35,17 +40,8 @@ class ResumeState(Callback):
         return {"random": random_states(), "codebooks": logical.training_state() if logical is not None else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `on_train_epoch_start` sets."""
+        """Take what `on_fit_start` sets."""
         self._loaded = state_dict
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what was loaded, once, before the images of the epoch are drawn."""
-        del trainer
-        loaded, self._loaded = self._loaded, {}
-        if loaded.get("codebooks") is not None:
-            pl_module.model.logical.load_training_state(loaded["codebooks"])
-        if loaded:
-            set_random_states(loaded["random"])
 
 
 def random_states() -> dict[str, Any]:

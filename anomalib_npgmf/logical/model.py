@@ -238,7 +238,7 @@ class LogicalBranch(nn.Module):
         return statistics
 
     def training_state(self) -> dict[str, Any]:
-        """What a training needs to go on exactly, beside the parameters: whether codes are due to be renewed, and how."""
+        """What a training needs to go on exactly beside its parameters: how codes are to be renewed."""
         usage = {str(level): self._codebook(level).usage.cpu() for level in self.vq_levels}
         return {"renew": self._renew, "generator": self._generator.get_state(), "usage": usage}
 

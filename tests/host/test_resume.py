@@ -7,6 +7,7 @@ import torch
 from _factory import draw_category, make_engine, make_model, mvtec
 
 from anomalib_npgmf import Npgmf
+from anomalib_npgmf.logical.codebook import Codebook
 
 LOGICAL = {"codebook_size": 64}  # more codes than the images need: some die and are renewed
 
@@ -34,8 +35,6 @@ def test_a_resumed_training_is_that_which_never_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renewed: list[int] = []
-    from anomalib_npgmf.logical.codebook import Codebook
-
     original = Codebook.renew
 
     def renew(book: Codebook, *args: object, **kwargs: object) -> int:
