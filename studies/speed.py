@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from _common import RESULTS, ROOT, Row, fill, load, section, table
+from _common import RESULTS, ROOT, Row, command_of, fill, load, section, table
 
 from anomalib_npgmf.benchmark.results import LOCO, load_results
 from anomalib_npgmf.benchmark.tables import spread
@@ -88,8 +88,22 @@ def narrow() -> str:
     return table(rows)
 
 
+def gpu() -> str:
+    """Every preset on a GPU."""
+    result = load("gpu")
+    if not result["rows"]:
+        return "Not measured yet."
+    columns = ["preset", "what", "precision", "way", "batch", "gflop_per_image", "ms", "images_per_s", "peak_mb"]
+    rows = [{name: row.get(name, "") or "" for name in columns} for row in result["rows"]]
+    note = f"{table(rows)}\n\n{result['gpu']}, `{command_of(result)}`, torch {result['environment']['torch']}."
+    if not (selected := load("gpu_bank"))["rows"]:
+        return note
+    return f"{note}\n\n{table(selected['rows'])}\n\n{selected['gpu']}, `{command_of(selected)}`."
+
+
 def main() -> None:
     content = {
+        "gpu": gpu(),
         "targets": targets(),
         "accuracy": section("bank_accuracy") + END,
         "narrow": narrow(),
