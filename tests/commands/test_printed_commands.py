@@ -29,7 +29,7 @@ DOCUMENTS = [
 CONTINUES = dict.fromkeys(
     ("README: Export", "docs/export: Export", "docs/export: A smaller bank"),
     "README: Run the demo",
-)
+) | {"03_compare_with_builtin_models: A reliable comparison": "docs/benchmark: With plans"}
 # printed, but not run here
 NOT_RUN = {
     "anomalib train --model Npgmf": "names the model in a sentence; every other command has data too",
