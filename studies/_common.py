@@ -181,6 +181,25 @@ def ready(preset: str, **changes: Any) -> NpgmfModel:
     return model
 
 
+def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> NpgmfModel:
+    """A preset of random weights, with a bank of the size that it keeps of some images."""
+    torch.manual_seed(0)
+    weights = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
+    model = ready(preset, **weights | changes).to(device)
+    assert model.structural is not None
+    image = torch.randn(1, 3, *model.config.image_size, device=device)
+    patches = model.structural.embed(model.features(image).structural).flatten(0, 2)
+    size = int(model.config.structural.coreset_ratio * images * len(patches))
+    model.structural.bank.fill(torch.randn(size, patches.shape[1], device=device))
+    return model
+
+
+def logical_map(model: Any, images: Tensor) -> object:
+    """What the logical branch computes of images, with the pass of its network."""
+    features = model.features(images, ["logical"]).logical
+    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
+
+
 def settle(network: nn.Module, images: Tensor) -> None:
     """Give every batch normalisation the statistics of the images, so that activations keep a natural scale."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -23,63 +23,40 @@ from itertools import product
 from typing import Any
 
 import torch
-from _common import Row, gflops, ready, run_part, save, smooth_patches
+from _common import Call, Row, gflops, logical_map, measure, run_part, save, smooth_patches, with_bank
 from torch import Tensor
 
 from anomalib_npgmf.structural.coreset import covering_radius, select_coreset
 from anomalib_npgmf.structural.search import nearest
-from anomalib_npgmf.torch_model import NpgmfModel
 
 IMAGES = 350
-WEIGHTS = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median time of a call and the memory of the GPU at its peak, after three calls for warm-up."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
+def timed(call: Call, repeats: int) -> dict[str, float]:
+    """Median time of a call that waits for the GPU, and the GPU's memory at its peak."""
+
+    def finished() -> None:
         call()
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    median = torch.tensor(seconds).median().item()
-    return {"ms": 1e3 * median, "peak_mb": torch.cuda.max_memory_allocated() / 1e6}
 
-
-def built(preset: str) -> NpgmfModel:
-    """A preset on the GPU with the bank that it keeps of 350 images."""
-    torch.manual_seed(0)
-    model = ready(preset, **WEIGHTS).cuda()
-    assert model.structural is not None
-    image = torch.randn(1, 3, *model.config.image_size, device="cuda")
-    patches = model.structural.embed(model.features(image).structural).flatten(0, 2)
-    size = int(model.config.structural.coreset_ratio * IMAGES * len(patches))
-    model.structural.bank.fill(torch.randn(size, patches.shape[1], device="cuda"))
-    return model
+    finished()
+    torch.cuda.reset_peak_memory_stats()
+    milliseconds = 1e3 * measure(finished, repeats, warmup=2)["wall_s"]
+    return {"ms": milliseconds, "peak_mb": torch.cuda.max_memory_allocated() / 1e6}
 
 
 def parts(model: Any) -> dict[str, Callable[[Tensor], object]]:
     """The whole model, and each branch with the pass of its network."""
-
-    def logical(images: Tensor) -> object:
-        features = model.features(images, ["logical"]).logical
-        return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
-
-    def structural(images: Tensor) -> object:
-        return model.structural(model.features(images, ["structural"]).structural)
-
-    def whole(images: Tensor) -> object:
-        return model.merge(model.branch_maps(images).maps)  # `forward` first checks that the model was trained
-
-    return {"whole model": whole, "logical branch": logical, "structural branch": structural}
+    return {
+        # `forward` first checks that the model was trained, which no graph can
+        "whole model": lambda images: model.merge(model.branch_maps(images).maps),
+        "logical branch": lambda images: logical_map(model, images),
+        "structural branch": lambda images: model.structural(model.features(images, ["structural"]).structural),
+    }
 
 
-def captured(call: Callable[[], object]) -> Callable[[], object]:
+def captured(call: Call) -> Call:
     """The call as a CUDA graph: its kernels start without Python."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -93,7 +70,7 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def measured(call: Callable[[], object], prepare: Callable[[Any], Any], repeats: int) -> dict[str, Any]:
+def measured(call: Call, prepare: Callable[[Any], Any], repeats: int) -> dict[str, Any]:
     """What `timed` finds, or why it could not be measured."""
     try:
         return timed(prepare(call), repeats)
@@ -108,7 +85,7 @@ def models(args: argparse.Namespace) -> None:
         ways = {"compiled": lambda call: torch.compile(call, dynamic=False)}
     rows: list[Row] = []
     for preset in args.presets:
-        model = built(preset)
+        model = with_bank(preset, IMAGES, "cuda")
         for (precision, dtype), (way, prepare) in product(PRECISIONS.items(), ways.items()):
             for (what, part), batch in product(parts(model).items(), args.batches):
                 if args.compile and what != "whole model":

@@ -20,7 +20,20 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
-from _common import Call, Row, gflops, measure, ready, run_part, save, settle, smooth_images, take_turns
+from _common import (
+    Call,
+    Row,
+    gflops,
+    logical_map,
+    measure,
+    ready,
+    run_part,
+    save,
+    settle,
+    smooth_images,
+    take_turns,
+    with_bank,
+)
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
@@ -73,15 +86,12 @@ def calls(found: dict[str, nn.Module], images: Tensor) -> dict[str, Call]:
     return {
         **{name: lambda model=model: model(images) for name, model in found.items()},
         "  encoder": lambda: ours.features(images),
-        "  logical branch": lambda: logical_map(ours, features.logical),
+        "  logical branch": lambda: ours.logical.anomaly_map(
+            features.logical, ours.logical(features.logical, reconstruct=False)
+        ),
         "  structural branch": lambda: ours.structural(features.structural),
         "  merging": lambda: ours.merge(maps),
     }
-
-
-def logical_map(model: Any, features: list[Tensor]) -> object:
-    """What the logical branch computes of its features."""
-    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
 
 
 def models(args: argparse.Namespace) -> None:
@@ -124,7 +134,7 @@ def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tupl
     encoder = model.structural_encoder or model.encoder
     parts: dict[str, tuple[Call, tuple[Any, ...]]] = {
         "logical branch": (
-            lambda: logical_map(model, model.features(image, ["logical"]).logical),
+            lambda: logical_map(model, image),
             (model.encoder, model.logical),
         ),
         "structural branch": (
@@ -142,16 +152,12 @@ def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tupl
 
 def presets(args: argparse.Namespace) -> None:
     """Measure every preset; the results file is written after each."""
-    weights = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
     rows: list[Row] = []
     for preset in args.presets:
-        torch.manual_seed(0)
-        model = ready(preset, **weights)
+        model = with_bank(preset, IMAGES)
         image = torch.randn(1, 3, *model.config.image_size)
         assert model.structural is not None
-        patches = model.structural.embed(model.features(image).structural).flatten(0, 2)
-        size = int(model.config.structural.coreset_ratio * IMAGES * len(patches))
-        model.structural.bank.fill(torch.randn(size, patches.shape[1]))
+        size = len(model.structural.bank)
         for name, (call, modules) in preset_parts(model, image).items():
             seconds = measure(call, args.repeats)
             seen = model.config.logical_image_size if name == "logical branch" else model.config.structural_image_size
