@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.host.calibration import calibrate_on
-from anomalib_npgmf.host.compat import restore_16_bit
+from anomalib_npgmf.host.compat import restore_pictures
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.lightning_model import Npgmf
 
@@ -135,7 +135,7 @@ def _batches(folder: Path, size: tuple[int, int]) -> Iterator[Any]:
     except RuntimeError as error:
         msg = f"There is no image in {folder}."
         raise ValueError(msg) from error
-    return map(restore_16_bit, DataLoader(images, batch_size=8, collate_fn=images.collate_fn))
+    return map(restore_pictures, DataLoader(images, batch_size=8, collate_fn=images.collate_fn))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 Outputs = dict[str, np.ndarray]
@@ -36,8 +36,9 @@ def load(model: Path) -> Callable[[np.ndarray], Outputs]:
 
 
 def read(path: Path) -> np.ndarray:
-    """An image of any size as the model was trained on it: [1, 3, H, W] in [0, 1]; 16-bit grey keeps its 16 bits."""
-    with Image.open(path) as file:
+    """An image of any size as the model was trained on it: upright, [1, 3, H, W] in [0, 1]; 16-bit grey keeps 16 bits."""
+    with Image.open(path) as opened:
+        file = ImageOps.exif_transpose(opened)
         if file.mode == "I" or file.mode.startswith("I;16"):
             grey = np.asarray(file).astype(np.float32) / 65535
             return np.broadcast_to(grey.clip(0, 1), (1, 3, *grey.shape)).copy()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 
-from anomalib_npgmf.host.compat import Load16BitGrayscale
+from anomalib_npgmf.host.compat import RestorePictures
 from anomalib_npgmf.host.duration import Duration
 from anomalib_npgmf.host.fit import PrepareFit
 from anomalib_npgmf.host.folder_check import CheckPictures
@@ -26,6 +26,6 @@ def with_own(host: Sequence[Callback], *, skip_unreadable: bool) -> list[Callbac
     """
     before = [callback for callback in host if not isinstance(callback, Visualizer)]
     visualizers = [callback for callback in host if isinstance(callback, Visualizer)]
-    first = [CheckPictures(skip_unreadable=skip_unreadable), Load16BitGrayscale(), PrepareFit()]
+    first = [CheckPictures(skip_unreadable=skip_unreadable), RestorePictures(), PrepareFit()]
     first += [Duration(), ResumeState()]
     return [*first, *before, TestSummary(), *visualizers, *([Report()] if visualizers else [])]

@@ -8,8 +8,8 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 | no validation set: ``val_dataloader`` fails | anomalib#1629 | `limit_validation` |
 | a module without gradients cannot be trained with DDP; all buffers are sent before every step | lightning#17556 | \
 `adapt_strategy` |
-| 16-bit grey images are clipped at 255 | 2.0 to 2.7, no issue known | `restore_16_bit`, \
-`Load16BitGrayscale` |
+| 16-bit grey images are clipped at 255; the orientation that a camera notes in a file is ignored | 2.0 to 2.7, no \
+issue known | `restore_pictures`, `RestorePictures` |
 | ``Engine.train`` tests the checkpoint that it went on from; ``Engine.export`` ignores the model's arguments and \
 writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.engine` |
 | data modules resize to the size of the model as it was made, before a checkpoint is read | 2.7, no issue known | \
@@ -35,7 +35,8 @@ from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 from torchvision.transforms.v2.functional import resize
@@ -104,17 +105,18 @@ def adapt_strategy(strategy: Strategy, module: nn.Module, *, unchanging: Iterabl
     strategy.configure_ddp = share_weights  # type: ignore[method-assign]
 
 
-# ------------------------------------------------------------------ images of 16 bits
+# ------------------------------------------------------------------ images of 16 bits, and turned ones
 
-_SUFFIXES = {".png", ".tif", ".tiff", ".pgm"}
 _MODES_16_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _WHITE = 65535.0
+_ORIENTATION, _UPRIGHT, _SIDEWAYS = 0x0112, 1, {5, 6, 7, 8}  # EXIF
 
 
-def restore_16_bit(batch: Any) -> Any:
-    """Read the 16-bit grey images of a batch again, scaled by 1/65535.
+def restore_pictures(batch: Any) -> Any:
+    """Read again those images of a batch that anomalib's reader does not read as a viewer shows them.
 
-    They are resized to the size of the batch; random augmentations of the data set do not apply to them.
+    These are 16-bit grey ones, which are scaled by 1/65535, and those whose file says how to turn them (EXIF). They are
+    resized to the size of the batch; random augmentations of the data set do not apply to them.
 
     Args:
         batch: An anomalib batch with ``image`` [B, 3, H, W] in [0, 1] and B paths; one without paths stays as it is.
@@ -123,7 +125,7 @@ def restore_16_bit(batch: Any) -> Any:
         The batch.
 
     Example:
-        >>> restore_16_bit({"image_path": None})
+        >>> restore_pictures({"image_path": None})
         {'image_path': None}
     """
     paths = getattr(batch, "image_path", None)
@@ -131,30 +133,56 @@ def restore_16_bit(batch: Any) -> Any:
     if not paths or not isinstance(images, torch.Tensor) or images.ndim != 4:
         return batch
     for index, path in enumerate(paths):
-        if not _has_16_bits(str(path)):
+        if not _is_read_otherwise(str(path)):
             continue
         with Image.open(path) as file:
-            grey = torch.from_numpy(np.asarray(file).astype(np.float32) / _WHITE)
-        channels = grey.clamp(0, 1).expand(1, 3, *grey.shape)
+            channels = torch.from_numpy(pixels_of(file))[None]
         images[index] = resize(channels, list(images.shape[-2:]), antialias=True)[0].to(images)
     return batch
 
 
+def pixels_of(file: Image.Image) -> NDArray[np.float32]:
+    """Pixels of a picture as a viewer shows it, in [0, 1], [3, H, W].
+
+    Example:
+        >>> pixels_of(Image.new("I;16", (2, 1), 65535)).tolist()
+        [[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]]]
+    """
+    upright = ImageOps.exif_transpose(file)
+    if upright.mode in _MODES_16_BIT:
+        grey = (np.asarray(upright).astype(np.float32) / _WHITE).clip(0, 1)
+        return np.repeat(grey[None], 3, axis=0)
+    colours = np.asarray(upright.convert("RGB"), dtype=np.float32) / 255
+    return np.ascontiguousarray(colours.transpose(2, 0, 1))
+
+
+def upright_size(file: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as a viewer shows it, from its header."""
+    width, height = file.size
+    return (height, width) if _orientation(file) in _SIDEWAYS else (width, height)
+
+
+def _orientation(file: Image.Image) -> int:
+    """What a file says of how to turn it, from its header; PIL itself turns TIFF files, which keep it elsewhere."""
+    return int(file.getexif().get(_ORIENTATION, _UPRIGHT)) if "exif" in file.info else _UPRIGHT
+
+
 @lru_cache(maxsize=100_000)
-def _has_16_bits(path: str) -> bool:
-    """Whether the file is a 16-bit grey image; looked up once, not in every epoch."""
-    if Path(path).suffix.lower() not in _SUFFIXES:
+def _is_read_otherwise(path: str) -> bool:
+    """Whether anomalib's reader reads the file wrongly; looked up once, not in every epoch."""
+    try:
+        with Image.open(path) as file:
+            return file.mode in _MODES_16_BIT or _orientation(file) != _UPRIGHT
+    except UnidentifiedImageError:  # a reader of the user's own may know it
         return False
-    with Image.open(path) as file:
-        return file.mode in _MODES_16_BIT
 
 
-class Load16BitGrayscale(Callback):
-    """Calls `restore_16_bit` before any other callback sees a batch."""
+class RestorePictures(Callback):
+    """Calls `restore_pictures` before any other callback sees a batch."""
 
     def on_train_batch_start(self, *arguments: Any, **_options: Any) -> None:
         """Restore the batch, the third argument of this and the following hooks."""
-        restore_16_bit(arguments[2])
+        restore_pictures(arguments[2])
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
-from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_16_bit
+from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_pictures
 from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.quiet import settle
 from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
@@ -68,7 +68,7 @@ class PrepareFit(Callback):
             return
         if model.logical is not None:
             drawn = drawn_images(dataset, INITIAL_IMAGES)
-            batches = map(restore_16_bit, images_of(trainer, drawn, model.config.image_size, shared=False))
+            batches = map(restore_pictures, images_of(trainer, drawn, model.config.image_size, shared=False))
             model.initialise(torch.cat([pl_module.normalised(batch.image.to(pl_module.device)) for batch in batches]))
         if model.structural is not None or model.composition is not None:
             collect(trainer, pl_module, dataset)
@@ -188,7 +188,7 @@ def calibrate(trainer: Trainer, module: "Npgmf") -> None:
 def calibration_batches(trainer: Trainer, module: "Npgmf") -> Iterable[Any]:
     """Batches of the calibration images of the last fit, this process's share; none before a fit."""
     images = module.calibrator.images
-    return () if images is None else map(restore_16_bit, images_of(trainer, images, module.settings.image_size))
+    return () if images is None else map(restore_pictures, images_of(trainer, images, module.settings.image_size))
 
 
 def losses_of(module: "Npgmf", batch: ImageBatch) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)
     with raise_together():
-        for batch in map(restore_16_bit, progress(loader, shown=shown)):
+        for batch in map(restore_pictures, progress(loader, shown=shown)):
             images = batch.image.to(module.device)
             features = module.model.features(module.normalised(images))
             keys = [str(path) for path in batch.image_path]

@@ -17,6 +17,7 @@ from anomalib.data.utils import TestSplitMode, ValSplitMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, UnidentifiedImageError
 
+from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.quiet import processors
 from anomalib_npgmf.host.splits import HOLD_OUT
 
@@ -32,7 +33,7 @@ class PictureFile:
 
     Attributes:
         path: The file.
-        size: Width and height.
+        size: Width and height, upright.
         mode: Its mode, as PIL names it, such as ``RGB``, ``L`` or ``I;16``.
         digest: Hash of its content.
         error: Why it cannot be read; "" if it can.
@@ -70,7 +71,7 @@ def _read(path: str, _changed: int, _bytes: int) -> PictureFile:
         content = Path(path).read_bytes()
         with Image.open(BytesIO(content)) as picture:
             picture.load()
-            return PictureFile(path, picture.size, picture.mode, hashlib.blake2b(content, digest_size=16).hexdigest())
+            return PictureFile(path, upright_size(picture), picture.mode, hashlib.blake2b(content, digest_size=16).hexdigest())
     except UnidentifiedImageError:
         return PictureFile(path, error="no picture" if content else "the file is empty")
     except Exception as error:  # PIL raises whatever its decoders do

@@ -9,7 +9,7 @@ from anomalib.data.utils import ValSplitMode
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
-from anomalib_npgmf.host.compat import restore_16_bit
+from anomalib_npgmf.host.compat import restore_pictures
 
 HOLD_OUT = 0.1  # share of the training images where there is no validation set of its own
 _FULL = "_npgmf_full_train_data"
@@ -95,4 +95,4 @@ def calibration_loader(datamodule: AnomalibDataModule, size: tuple[int, int]) ->
     datamodule.setup("fit")
     view = plain(split_for_calibration(datamodule), size)
     restore_training_data(datamodule)
-    return map(restore_16_bit, DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))
+    return map(restore_pictures, DataLoader(view, batch_size=datamodule.eval_batch_size, collate_fn=view.collate_fn))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.merging.rule import MapMerger
 
@@ -21,7 +22,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Region:
-    """Bounding box of a connected region whose pixels exceed the pixel threshold, in pixels of the picture's file.
+    """Bounding box of a connected region whose pixels exceed the pixel threshold, in pixels of the upright picture.
 
     Attributes:
         x: Left edge.
@@ -190,11 +191,12 @@ def regions_of(mask: Tensor, scores: Tensor, scale: tuple[float, float] = (1.0, 
 
 
 def picture_size(path: str) -> tuple[int, int] | None:
-    """Height and width of a picture's file, from its header; ``None`` without a file."""
+    """Height and width of a picture as a viewer shows it, from its file's header; ``None`` without a file."""
     if not Path(path).is_file():
         return None
     with Image.open(path) as file:
-        return file.height, file.width
+        width, height = upright_size(file)
+    return height, width
 
 
 def _normalised(post: Any, scores: Tensor) -> Tensor:

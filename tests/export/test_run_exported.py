@@ -1,6 +1,7 @@
 """The documentation's program that runs exported files, in processes that can import neither torch nor anomalib."""
 
 import csv
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from anomalib.data.utils import read_image
 from PIL import Image
 
 from anomalib_npgmf import Npgmf
-from anomalib_npgmf.host.compat import restore_16_bit
+from anomalib_npgmf.host.compat import restore_pictures
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "run_exported.py"
 small = pytest.mark.parametrize("exported", ["small"], indirect=True)
@@ -60,11 +61,20 @@ def test_16_bits_are_read_as_the_model_reads_them(exported: Exported, loaded: Np
     Image.fromarray(grey * 257).save(tmp_path / "grey.png")
     image = read_image(tmp_path / "grey.png", as_tensor=True)[None]
     assert image.min() == 1, "anomalib's reader"
-    batch = restore_16_bit(ImageBatch(image=image, image_path=[str(tmp_path / "grey.png")]))
+    batch = restore_pictures(ImageBatch(image=image, image_path=[str(tmp_path / "grey.png")]))
     with torch.no_grad():
         expected = loaded(batch.image).pred_score.item()
     run(tmp_path, exported.onnx, "grey.png", "--csv", "s.csv", without="openvino")
     assert float(table(tmp_path / "s.csv")[0]["score"]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_turned_photographs_are_read_upright(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a viewer turns it clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
+    program = runpy.run_path(str(SCRIPT))
+    assert program["read"](tmp_path / "turned.png")[0].transpose(1, 2, 0) * 255 == pytest.approx(np.asarray(picture))
 
 
 @small

@@ -76,7 +76,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         grey = file.convert("L")
         grey.save(pictures / "grey.png")
         file.convert("RGBA").save(pictures / "rgba.png")
-        file.resize((320, 160)).save(pictures / "wide.png")
+        wide = file.resize((320, 160))
+        wide.save(pictures / "wide.png")
+        turned = Image.Exif()
+        turned[0x0112] = 6  # a viewer turns it clockwise
+        wide.transpose(Image.Transpose.ROTATE_90).save(pictures / "turned.png", exif=turned)
         file.convert("RGB").save(pictures / ODD)
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(pictures / "sixteen.png")
     batches = make_engine(folder / "predictions").predict(model, data_path=pictures)
@@ -90,7 +94,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_files_say_what_the_predictions_say(run: dict[str, Any]) -> None:
     records = read(run["root"])
-    assert set(records) == {"good.png", "bad.png", "grey.png", "rgba.png", "wide.png", "sixteen.png", ODD}
+    assert set(records) == {"good.png", "bad.png", "grey.png", "rgba.png", "wide.png", "turned.png", "sixteen.png", ODD}
     for batch in run["batches"]:
         record = records[Path(batch.image_path[0]).name]
         assert record["score"] == pytest.approx(float(batch.pred_score[0]), abs=1e-6)
@@ -112,9 +116,9 @@ def test_files_say_what_the_predictions_say(run: dict[str, Any]) -> None:
     assert float(rows["bad.png"]["score_structural"]) == records["bad.png"]["parts"]["structural"]
 
 
-def test_same_picture_in_another_mode_has_the_same_verdict(run: dict[str, Any]) -> None:
+def test_the_same_picture_in_another_mode_has_the_same_verdict(run: dict[str, Any]) -> None:
     records = read(run["root"])
-    for one, other in (("good.png", "rgba.png"), ("good.png", ODD), ("grey.png", "sixteen.png")):
+    for one, other in (("good.png", "rgba.png"), ("good.png", ODD), ("grey.png", "sixteen.png"), ("wide.png", "turned.png")):
         assert records[one]["score"] == pytest.approx(records[other]["score"], abs=1e-3)
 
 
