@@ -8,16 +8,19 @@ from inspect import BoundArguments, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.cli import SaveConfigCallback
+
 from anomalib_npgmf.host.rebuild import check_given
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
 
+RESULTS = Path("results")  # where anomalib writes unless the user says otherwise
 _CHANGED = "_npgmf"  # marks the methods that are changed already
 
 
 def adapt_engine(kind: "type[Npgmf]") -> None:
-    """Change ``fit``, ``train`` and ``export`` of anomalib's ``Engine`` for one class of models; others pass through.
+    """Change what a run of anomalib's ``Engine`` does, for one class of models; others pass through.
 
     Args:
         kind: The class.
@@ -25,6 +28,7 @@ def adapt_engine(kind: "type[Npgmf]") -> None:
     from anomalib.engine import Engine  # it imports anomalib.models, which imports this package
 
     changes: dict[str, Callable[[Any, BoundArguments], Any]] = {"fit": _fit, "train": _train, "export": _export}
+    changes |= {"test": _beside_run, "predict": _beside_run}
     for name, change in changes.items():
         original = getattr(Engine, name)
         if not hasattr(original, _CHANGED):
@@ -57,6 +61,22 @@ def _train(original: Any, call: BoundArguments) -> Any:
     return engine.trainer.test(model, given["test_dataloaders"], datamodule=datamodule)
 
 
+def _beside_run(original: Any, call: BoundArguments) -> Any:
+    """Write beside the checkpoint's run, where anomalib takes the data's latest one, and leave its configuration."""
+    engine, path = call.arguments["self"], call.arguments["ckpt_path"]
+    arguments = engine._cache.args
+    if path is None or Path(arguments["default_root_dir"]) != RESULTS or not _is_in_run(Path(path)):
+        return original(*call.args, **call.kwargs)
+    given = arguments.get("callbacks") or []
+    arguments["callbacks"] = [c for c in given if not isinstance(c, SaveConfigCallback)]
+    # the method that chooses the folder; afterwards the class's own again
+    engine._setup_workspace = lambda *_, **__: arguments.update(default_root_dir=run_of(Path(path)))
+    try:
+        return original(*call.args, **call.kwargs)
+    finally:
+        del engine._setup_workspace
+
+
 def _export(original: Any, call: BoundArguments) -> Any:
     """Export beside the checkpoint's run, and refuse arguments that are not its own, which anomalib ignores."""
     given = call.arguments
@@ -84,7 +104,11 @@ def run_of(checkpoint: Path) -> Path:
         '/results/Npgmf/bracket/v0'
     """
     folder = checkpoint.resolve().parent
-    return folder.parents[1] if folder.parts[-2:] == ("weights", "lightning") else folder
+    return folder.parents[1] if _is_in_run(checkpoint) else folder
+
+
+def _is_in_run(checkpoint: Path) -> bool:
+    return checkpoint.resolve().parent.parts[-2:] == ("weights", "lightning")
 
 
 @contextmanager

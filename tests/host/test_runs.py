@@ -57,6 +57,25 @@ def test_exports_go_beside_their_run(run: Path, tmp_path: Path) -> None:
     assert path == tmp_path / "weights" / "torch" / "model.pt"
 
 
+@pytest.mark.parametrize("action", ["test", "predict"])
+def test_answers_go_beside_the_checkpoints_run(
+    run: Path, category: Path, tmp_path: Path, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is not the latest one, and its configuration stays; another folder can be given."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "other" / "v0"
+    checkpoint_of(own).parent.mkdir(parents=True)
+    checkpoint_of(own).write_bytes(checkpoint_of(run).read_bytes())
+    given: dict[str, Any] = {"data_path": category / "test" / "good"}
+    if action == "test":
+        given = {"datamodule": mvtec(category.parent)}
+    getattr(Engine(accelerator="cpu", logger=False), action)(make_model(), ckpt_path=checkpoint_of(own), **given)
+    assert {path.name for path in own.iterdir()} == {"weights", "images", action}
+    assert not (tmp_path / "results").exists()
+    getattr(make_engine(tmp_path / "there"), action)(make_model(), ckpt_path=checkpoint_of(own), **given)
+    assert list((tmp_path / "there").rglob("report.html"))
+
+
 def test_export_refuses_other_arguments(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made with merging 'sum' \(not 'maximum'\)"):
         make_engine(tmp_path).export(make_model(merging="maximum"), ExportType.TORCH, ckpt_path=checkpoint_of(run))
