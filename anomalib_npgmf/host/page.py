@@ -1,6 +1,7 @@
 """``report.html``: one file that opens without a server."""
 
 import base64
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,16 @@ from jinja2 import Environment, PackageLoader
 
 from anomalib_npgmf.host.drawing import Picture, heat_map, to_rgb
 from anomalib_npgmf.host.verdict import Verdict, picture_size
+from anomalib_npgmf.torch_model import PARTS
 
 THUMBNAIL = 160  # pixels of the longer side
 LISTED = 3000  # rows of the page, the worst ones; a browser bears no more
 BINS = 50
+MEANINGS = {  # of the parts, for the page's reader
+    "structural": "looks for what no good picture has anywhere, such as scratches, cracks and dirt",
+    "logical": "looks for what good pictures do not have at that place, such as something misplaced or missing",
+    "composition": "counts what is in the picture, and finds what is too much or too little",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,9 @@ def write_page(
     path: Path,
     *,
     summary: str,
+    statement: str = "",
     checkpoint: str = "",
+    calibration: Sequence[float] = (),
 ) -> None:
     """Write the page.
 
@@ -75,27 +84,33 @@ def write_page(
         thumbnails: By the picture's file, for some of them.
         path: The page.
         summary: Head of the page.
-        checkpoint: File of the model, likewise.
+        statement: What the threshold stands for.
+        checkpoint: File of the model.
+        calibration: Scores of the good pictures that the threshold was set on.
     """
     environment = Environment(
         loader=PackageLoader("anomalib_npgmf.host"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    scored = [verdict for verdict in verdicts if not verdict.error]
-    values = [verdict.score for verdict in scored]
+    scored = [verdict for verdict in verdicts if not verdict.error and math.isfinite(verdict.score)]
+    values = [*(verdict.score for verdict in scored), *calibration]
     low, high = (0.0, 1.0) if all(0 <= value <= 1 for value in values) else (min(values), max(values))
     with path.open("wb") as file:
         environment.get_template("report.html").stream(
             rows=[_row(verdict, thumbnails.get(verdict.path), path.parent) for verdict in verdicts[:LISTED]],
             total=len(verdicts),
             summary=summary,
+            statement=statement,
             parts=sorted({verdict.part for verdict in scored if verdict.part}),
+            meanings={name: MEANINGS[name] for name in PARTS if any(name in verdict.parts for verdict in scored)},
             threshold=next((verdict.threshold for verdict in scored if verdict.threshold is not None), None),
             # of all pictures, also those without a row: score, and 1 for a bad one, 0 for a good one, null if unknown
-            scores=[[round(v.score, 5), None if v.truth is None else int(v.truth)] for v in scored],
+            scores=[[v.score, None if v.truth is None else int(v.truth)] for v in scored],
             with_truth=any(verdict.truth is not None for verdict in scored),
             low=low,
             high=high,
             bars=histogram(scored, low, high),
+            calibration=histogram([Verdict("", score) for score in calibration], low, high),
+            calibration_size=len(calibration),
             checkpoint=checkpoint,
         ).dump(file, encoding="utf-8")
 

@@ -91,10 +91,11 @@ class CalibratedPostProcessor(PostProcessor):
         count = len(self.normal_scores)
         if not count:
             return ""
-        low, high = (1000 * limit for limit in rate_interval(count, self.false_alarm_rate))
+        rate = self.false_alarm_rate
+        about, low, high = (in_thousand(share) for share in (rate, *rate_interval(count, rate)))
         return (
-            f"Threshold from {count} normal image{'s'[: count > 1]}: about {1000 * self.false_alarm_rate:.3g} of 1,000 "
-            f"good parts will be rejected (95 % confidence: {low:.2g} to {high:.2g})."
+            f"The threshold was set on {count} good picture{'s'[: count > 1]}: it will reject about {about} of 1,000 "
+            f"good parts (95 % confidence: between {low} and {high})."
         )
 
     def _set_thresholds(self) -> None:
@@ -138,6 +139,16 @@ class CalibratedPostProcessor(PostProcessor):
             return None
         x = (preds - threshold) / (norm_max - norm_min)
         return 0.5 * (1 + x / (1 + x.abs()))
+
+
+def in_thousand(share: float) -> str:
+    """A share of 1,000 in two digits.
+
+    Example:
+        >>> [in_thousand(share) for share in (6e-20, 0.00034, 0.01, 0.1234, 1.0)]
+        ['0', '0.34', '10', '120', '1000']
+    """
+    return f"{float(f'{1000 * share:.2g}') if share >= 1e-5 else 0:g}"
 
 
 def _checked(rate: float) -> float:

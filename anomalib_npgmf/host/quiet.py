@@ -10,6 +10,7 @@ only, because `anomalib_npgmf.host.plugin` imports it early.
 | two handlers on the root logger, at INFO: every line of every library comes twice, thousands of them from the ONNX \
 exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
 | accelerators, tips and checkpoints at INFO | Lightning 2.6 | from WARNING on |
+| warnings in a column of 30 characters, beside the time and the line of code | anomalib 2.0 to 2.7 | `PlainHandler` |
 | ten retries of an unreachable hub, twice each | huggingface_hub 1 | from ERROR on; the error itself says what to do |
 | a table of submodules, a table of metrics | Lightning 2.6 | taken out; `TestSummary` prints the metrics |
 | eight workers on any machine, of which torch warns in every epoch | anomalib 2.0 to 2.7 | one per processor |
@@ -61,12 +62,35 @@ def quieten() -> None:
         plain = [handler for handler in library.handlers if type(handler) is logging.StreamHandler]
         for double in plain if len(library.handlers) > len(plain) else plain[1:]:
             library.removeHandler(double)
+        library.handlers = [PlainHandler() if _is_boxed(handler) else handler for handler in library.handlers]
         for handler in library.handlers:
             handler.addFilter(concerns_the_user)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for text in FILTERED:
         warnings.filterwarnings("ignore", text)
+
+
+class PlainHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes a message as one line, «Warning: ...», which the terminal may wrap and a file keeps whole.
+
+    It writes to whatever ``sys.stderr`` is at the time, which a progress bar replaces for a while.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message after its level, which a mere information does not have."""
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
+
+
+def _is_boxed(handler: logging.Handler) -> bool:
+    """Whether this is the host's, which breaks file names into columns beside a time and a line of source code."""
+    return type(handler).__module__ == "rich.logging"
 
 
 def concerns_the_user(record: logging.LogRecord) -> bool:

@@ -19,10 +19,11 @@ from rich.text import Text
 from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
-from anomalib_npgmf.host.verdict import Verdict, verdicts_of
+from anomalib_npgmf.host.verdict import Verdict, scores_of_calibration, verdicts_of
 from anomalib_npgmf.torch_model import PARTS
 
 PRINTED_ROWS = 15
+WIDTH = 1000  # columns of a file, more than a table has
 NAMED = 5  # mistakes of a test that are named
 KEPT_THUMBNAILS = 400
 
@@ -100,13 +101,24 @@ class Report(Callback):
         write_csv(verdicts, folder / "scores.csv")
         write_json(verdicts, folder / "scores.json")
         statement = getattr(module.post_processor, "statement", str)()  # what the threshold stands for
-        summary, checkpoint = f"{summary_of(verdicts)} {statement}".strip(), str(trainer.ckpt_path or "")
-        write_page(verdicts, thumbnails, folder / "report.html", summary=summary, checkpoint=checkpoint)
+        summary, checkpoint = summary_of(verdicts), str(trainer.ckpt_path or "")
+        write_page(
+            verdicts,
+            thumbnails,
+            folder / "report.html",
+            summary=summary,
+            statement=statement,
+            checkpoint=checkpoint,
+            calibration=scores_of_calibration(module.post_processor),
+        )
+        scored = [verdict for verdict in verdicts if not verdict.error]  # the others are in the warning at the start
         if not trainer.testing:
-            Console().print(table_of(verdicts[:PRINTED_ROWS]))
-            if len(verdicts) > PRINTED_ROWS:
-                print(f"{len(verdicts) - PRINTED_ROWS} more in scores.csv.")
+            print_table(table_of(scored[:PRINTED_ROWS]))
+            if len(scored) > PRINTED_ROWS:
+                print(f"{len(scored) - PRINTED_ROWS} more, with lower scores, in scores.csv.")
         print(summary)
+        if statement:
+            print(statement)
         for outcome in ("false alarm", "miss"):
             if any(verdict.outcome == outcome for verdict in verdicts):
                 print(names_of(verdicts, outcome))
@@ -114,6 +126,12 @@ class Report(Callback):
         if trainer.testing and (saved or checkpoint):
             print(f"Checkpoint: {checkpoint or saved}")
         print(f"Report: {(folder / 'report.html').resolve()} (scores.csv and scores.json beside it)")
+
+
+def print_table(table: Table) -> None:
+    """Print a table, in its full width where this does not go to a terminal, which would have to wrap it."""
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
 
 
 def worst_first(verdict: Verdict) -> tuple[bool, float]:

@@ -15,8 +15,8 @@ from anomalib_npgmf.merging.rule import MapMerger
 
 DIGITS = 9  # of scores; what float32 resolves near 1 stays apart
 _REASONS = {
-    "logical": "not what normal images have there",
-    "structural": "unlike every normal patch",
+    "logical": "not what good pictures have there",
+    "structural": "unlike anything in the good pictures",
 }
 
 
@@ -122,7 +122,7 @@ def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
         if anomalous is not False and deciding[index] == "composition" and carried is not None and carried.explanations:
             reason = carried.explanations[index].reason
         elif anomalous is not False and deciding[index] in _REASONS:
-            reason = f"{_REASONS[deciding[index]]}, most {_place(plane, scale)}"
+            reason = f"{_REASONS[deciding[index]]}: {_place(plane, scale)}"
         mask = None if batch.pred_mask is None else batch.pred_mask[index].squeeze().bool().cpu()
         verdict = Verdict(
             path=path,
@@ -159,6 +159,12 @@ def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]
     if merger.composition is not None and "distance" in maps:
         scores["composition"] = merger.composition.of_distance(maps["distance"])
     return scores
+
+
+def scores_of_calibration(post: Any) -> list[float]:
+    """Scores of the good pictures that the threshold was set on, on the scale of all scores; empty if not known."""
+    known = getattr(post, "normal_scores", None)
+    return [] if known is None else [float(value) for value in _normalised(post, known[:, 0]).cpu()]
 
 
 def regions_of(mask: Tensor, scores: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Region, ...]:
@@ -223,4 +229,4 @@ def _place(plane: Tensor, scale: tuple[float, float]) -> str:
     vertical = ("upper", "middle", "lower")[3 * row // plane.shape[0]]
     horizontal = ("left", "centre", "right")[3 * column // plane.shape[1]]
     words = "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
-    return f"in the {words} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"
+    return f"{words} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"

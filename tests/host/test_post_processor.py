@@ -88,7 +88,7 @@ def test_files_without_the_scores_of_normal_images_keep_their_threshold() -> Non
 
 def test_statement_says_how_many_good_parts_are_rejected() -> None:
     post = calibrated_for(0.02, torch.randn(30, generator=torch.Generator().manual_seed(0)).tolist())
-    assert post.statement().startswith("Threshold from 30 normal images: about 20 of 1,000 good parts")
+    assert post.statement().startswith("The threshold was set on 30 good pictures: it will reject about 20 of 1,000 ")
 
 
 def test_pixels_have_a_threshold_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def records_of(capsys: pytest.CaptureFixture[str]) -> str:
     logging.getLogger("onnxscript.rewriter").info("Applied 245 of general pattern rewrite rules.")
-    logging.getLogger("anomalib_npgmf.host").warning("3 pictures cannot be read")
+    logging.getLogger("anomalib_npgmf.host").warning(f"3 pictures cannot be read: {'/long/name' * 20}.png")
     logging.getLogger().info("Exported model to a.onnx")
     captured = capsys.readouterr()
     return captured.out + captured.err
@@ -48,6 +48,7 @@ def test_warnings_come_once_and_what_libraries_say_at_info_does_not(
     quiet.quieten()
     printed = records_of(capsys)
     assert "Applied" not in printed
+    assert printed.splitlines()[0] == f"Warning: 3 pictures cannot be read: {'/long/name' * 20}.png"  # in one line
     assert printed.count("3 pictures cannot be read") == 1
     assert printed.count("Exported model to") == 1
 

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from anomalib_npgmf.host import report
 from anomalib_npgmf.host.page import Thumbnails, write_page
-from anomalib_npgmf.host.report import Report, summary_of, table_of, worst_first
-from anomalib_npgmf.host.verdict import Region, Verdict, verdicts_of
+from anomalib_npgmf.host.report import Report, print_table, summary_of, table_of, worst_first
+from anomalib_npgmf.host.verdict import Region, Verdict, scores_of_calibration, verdicts_of
 
 ODD = '<img src=x onerror=alert(1)> &amp; "q" [red].png'
 PARTS = {"logical", "structural", "composition"}
@@ -142,7 +142,7 @@ def test_page_is_one_file_that_shows_every_picture(run: dict[str, Any]) -> None:
         assert row["data-part"] == records[name]["decided_by"]
         assert records[name]["reason"] in row["text"]
         assert row["images"] == 2
-    assert [score for score, _ in page.scores] == [round(r["score"], 5) for r in records.values()]
+    assert [score for score, _ in page.scores] == [r["score"] for r in records.values()]
     inside = [source for source in page.sources if source.startswith("data:image/jpeg")]
     links = [source for source in page.sources if source not in inside]
     assert len(inside) == 2 * len(records)
@@ -237,6 +237,33 @@ def test_long_lists_are_cut_with_a_word(tmp_path: Path, monkeypatch: pytest.Monk
     assert summary_of(verdicts) == "11 pictures: 4 anomalous, 6 normal, 1 unreadable; threshold 0.5."
 
 
+def test_good_pictures_that_the_threshold_was_set_on_are_drawn(run: dict[str, Any]) -> None:
+    """In a test and in a prediction, on the scale of all scores, in a histogram of their own."""
+    post = run["model"].post_processor
+    scores = scores_of_calibration(post)
+    assert len(scores) == len(post.normal_scores) > 0
+    assert np.mean(scores) < 0.5
+    for stage in ("root", "test"):
+        text = (run[stage] / "report.html").read_text(encoding="utf-8")
+        (chart,) = re.findall(r'<div class="chart set".*?</div>\s*</div>', text, flags=re.DOTALL)
+        assert sum(int(number) for number in re.findall(r'title="(\d+)"', chart)) == len(scores)
+        assert f"the threshold was set on ({len(scores)})" in text
+        assert post.statement() in text
+
+
+def test_scores_that_are_no_numbers_leave_the_page_readable(tmp_path: Path) -> None:
+    write_page([Verdict("a.png"), Verdict("b.png", 0.4, False, 0.5)], {}, tmp_path / "report.html", summary="")
+    page = Page(tmp_path / "report.html")
+    assert set(page.rows) == {"a.png", "b.png"}
+    assert page.scores == [[0.4, None]]
+
+
+def test_a_table_in_a_file_keeps_its_lines_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "unlike anything in the good pictures: " + 10 * "upper left "
+    print_table(table_of([Verdict(f"/p/{'long' * 20}.png", 0.7, True, 0.5, part="logical", reason=reason)]))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 # ------------------------------------------------------------------ in a browser
 
 PICTURES = [
@@ -266,7 +293,12 @@ set("from", "0.3"); set("to", "0.7"); seen.push(["range", files()]);
 set("from", ""); set("to", "");
 set("sort", "score"); seen.push(["lowest", files()]);
 set("sort", "name"); seen.push(["name", files()]);
-set("threshold", "0.3"); seen.push(["slider", byId("rejected").textContent, byId("line").style.left]);
+for (const title of ["file", "score", "score", "verdict", "truth", "decided by"]) {
+  const headings = [...document.querySelectorAll("th")];
+  headings.find((heading) => heading.textContent === title).querySelector("button").click();
+  seen.push([title, files(), headings.map((heading) => heading.ariaSort).filter(Boolean).join()]);
+}
+set("threshold", "0.3"); seen.push(["slider", byId("rejected").textContent, document.querySelector(".line").style.left]);
 byId("reset").click(); seen.push(["reset", byId("rejected").textContent]);
 document.body.dataset.seen = JSON.stringify(seen);
 </script>"""
@@ -302,7 +334,13 @@ def test_controls_in_a_browser(tmp_path: Path) -> None:
         ["range", "b c"],
         ["lowest", "d c b a torn"],
         ["name", "a b c d torn"],
-        ["slider", "Threshold 0.300: 3 of 4 pictures rejected. False alarms: 1 of 2 good. Misses: 0 of 2 bad.", "30%"],
+        ["file", "torn d c b a", "descending"],
+        ["score", "torn a b c d", "descending"],
+        ["score", "d c b a torn", "ascending"],
+        ["verdict", "a b c d torn", "ascending"],
+        ["truth", "torn a c b d", "ascending"],
+        ["decided by", "torn a d b c", "ascending"],
+        ["slider", "Threshold 0.300: 3 of 4 pictures rejected. False alarms: 1 of 2 good. Misses: 0 of 2 bad.", "calc(30% - 1px)"],
         ["reset", at_half],
     ]
 
