@@ -83,7 +83,7 @@ class DrawnCategory:
         folder = ensure_drawn(root / f"seed{seed}", plan)
         self.paths = [path for name in FOLDERS for path in sorted((folder / name).glob("*.png"))]
         self.train = [i for i, path in enumerate(self.paths) if path.parts[-3] == "train"]
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
         resize = AntialiasedResize(size) if size != SIZE else torch.nn.Identity()
         images, levels = [], []
         for start in range(0, len(self.paths), 8):

@@ -13,8 +13,9 @@ from anomalib_npgmf.structural.collector import PatchCollector
 from anomalib_npgmf.structural.coreset import select_from_blocks
 from anomalib_npgmf.structural.reduction import principal_components, reduce
 from anomalib_npgmf.structural.search import nearest, rows_per_chunk
+from anomalib_npgmf.structural.whitening import whitening
 
-_BUFFERS = ("embeddings", "norms", "center", "basis")
+_BUFFERS = ("embeddings", "norms", "center", "metric", "basis")
 _COLLECT_BYTES = 2 << 30
 _SEARCH_BYTES = 64 << 20
 
@@ -32,6 +33,8 @@ class MemoryBank(nn.Module):
         dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
         reduce_to: Number of principal components to which bank and queries are reduced, plus one dimension for the
             norm of the residual; ``None``, or a number not below d, keeps all dimensions.
+        whiten: Channels and weight of each level that the patches concatenate, to measure distances in whitened
+            features, see `whitening`; ``None`` for Euclidean distances.
         seed: Seed of the coreset selection.
         collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset.
         search_bytes: Memory for the scores of one chunk of queries against the bank, bytes.
@@ -40,7 +43,8 @@ class MemoryBank(nn.Module):
         embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to + 1``; ``[0, 0]`` before it is
             built.
         norms: Squared norms of its rows ``[M]``, float32.
-        center: Mean of the bank ``[d]``, float32.
+        center: Mean of the bank ``[d]``, float32; with whitening that of all patches.
+        metric: Whitening matrix ``[d, d]``, float32; ``[0, 0]`` without.
         basis: Principal components ``[d, reduce_to]``, float32; ``[0, 0]`` without reduction.
 
     Example:
@@ -54,6 +58,7 @@ class MemoryBank(nn.Module):
     embeddings: Tensor
     norms: Tensor
     center: Tensor
+    metric: Tensor
     basis: Tensor
 
     def __init__(
@@ -63,6 +68,7 @@ class MemoryBank(nn.Module):
         coreset_method: Literal["fast", "exact"] = "fast",
         dtype: torch.dtype = torch.float32,
         reduce_to: int | None = None,
+        whiten: Sequence[tuple[int, float]] | None = None,
         seed: int = 0,
         collect_bytes: int = _COLLECT_BYTES,
         search_bytes: int = _SEARCH_BYTES,
@@ -72,12 +78,14 @@ class MemoryBank(nn.Module):
         self.coreset_method = coreset_method
         self.dtype = dtype
         self.reduce_to = reduce_to
+        self.whiten = whiten
         self.seed = seed
         self.collect_bytes = collect_bytes
         self.search_bytes = search_bytes
         self.register_buffer("embeddings", torch.empty(0, 0, dtype=dtype))
         self.register_buffer("norms", torch.empty(0))
         self.register_buffer("center", torch.empty(0))
+        self.register_buffer("metric", torch.empty(0, 0))
         self.register_buffer("basis", torch.empty(0, 0))
         self.collector = self._new_collector()
 
@@ -137,6 +145,8 @@ class MemoryBank(nn.Module):
             msg = "The memory bank is empty; train the model before it predicts or is exported."
             raise RuntimeError(msg)
         queries = queries.to(torch.float32) - self.center
+        if self.metric.numel() > 0:
+            queries = queries @ self.metric
         if self.basis.numel() > 0:
             queries = reduce(queries, self.basis)
         # Converted once for all chunks: a CPU multiplies in float32 only.
@@ -174,11 +184,18 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         # Not concatenated: a contiguous copy would double the memory needed.
         blocks = collector.ordered()
+        if self.whiten is not None:
+            self.center, self.metric = whitening(blocks, self.whiten)
+            for block in blocks:  # in place, for the same reason
+                block.copy_((block.float() - self.center) @ self.metric)
         rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
-        self.fill(_take(blocks, rows))
+        if self.whiten is None:
+            self.fill(_take(blocks, rows))
+        else:
+            self._store(_take(blocks, rows))
 
     def fill(self, patches: Tensor) -> None:
-        """Store these patches as the bank, without selection.
+        """Store these patches as the bank, without selection and whitening.
 
         Args:
             patches: Patches ``[M, d]``, float32; `shrink` keeps the first ones.
@@ -187,9 +204,13 @@ class MemoryBank(nn.Module):
             ValueError: If a patch does not fit the bank's precision.
         """
         self.center = patches.mean(dim=0)
-        self.basis = patches.new_empty(0, 0)
-        bank = patches - self.center
-        if self.reduce_to is not None and self.reduce_to < patches.shape[1]:
+        self.metric = patches.new_empty(0, 0)
+        self._store(patches - self.center)
+
+    def _store(self, bank: Tensor) -> None:
+        """Store centred, and possibly whitened, patches."""
+        self.basis = bank.new_empty(0, 0)
+        if self.reduce_to is not None and self.reduce_to < bank.shape[1]:
             self.basis = principal_components(bank, self.reduce_to)
             bank = reduce(bank, self.basis)
         self.embeddings = bank.to(self.dtype)
@@ -208,8 +229,17 @@ class MemoryBank(nn.Module):
                 setattr(self, name, torch.empty(shape, dtype=dtype, device=device))
         broadcast_from_rank0(getattr(self, name) for name in _BUFFERS if getattr(self, name).numel() > 0)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Complete what was pickled by 0.1, which had no whitening."""
+        super().__setstate__(state)
+        if "metric" not in self._buffers:
+            self.whiten = None
+            self.register_buffer("metric", torch.empty(0, 0))
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Allocate the buffers in the shape and dtype of the stored ones, which are known only after training."""
+        if prefix + "embeddings" in state_dict:
+            state_dict.setdefault(prefix + "metric", self.metric.new_empty(0, 0))  # files of 0.1 have no whitening
         for name in _BUFFERS:
             stored = state_dict.get(prefix + name)
             if stored is not None:

@@ -20,6 +20,8 @@ class StructuralConfig:
         bank_dtype: Precision of the stored patches. ``"float16"`` halves the bank and the memory of building it.
         reduce_to: Number of principal components to which the bank and every query are reduced, plus one dimension for
             the norm of the residual; ``None``, or a number not below a patch's dimension, keeps all dimensions.
+        whiten: Whether distances are measured in whitened features, see
+            :func:`~anomalib_npgmf.structural.whitening.whitening`; an addition to the paper.
         collect_gb: Memory for the patches of the training images while the bank is built, in GiB. Above it each image
             is first thinned to a coreset of its own, of a quarter of its patches or four times ``coreset_ratio``, so
             that the bank is no longer selected from all patches. In preset ``paper`` 350 images need 8.2 GiB.
@@ -42,6 +44,7 @@ class StructuralConfig:
     coreset_method: Literal["fast", "exact"] = "fast"
     bank_dtype: Literal["float32", "float16"] = "float32"
     reduce_to: Annotated[int, Range(1)] | None = None
+    whiten: bool = False
     collect_gb: Annotated[float, Range(0)] = 2.0
 
     def __post_init__(self) -> None:

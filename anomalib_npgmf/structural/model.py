@@ -41,6 +41,7 @@ class StructuralBranch(nn.Module):
             coreset_method=config.coreset_method,
             dtype=getattr(torch, config.bank_dtype),
             reduce_to=config.reduce_to,
+            whiten=_whitened(self.channels, config) if config.whiten else None,
             seed=seed,
             collect_bytes=int(config.collect_gb * 2**30),
         )
@@ -101,3 +102,8 @@ class StructuralBranch(nn.Module):
         patches = self.embed(features)
         distances = self.bank.search(patches.flatten(0, 2))
         return distances.reshape(patches.shape[:3]).unsqueeze(1)
+
+
+def _whitened(channels: Sequence[int], config: StructuralConfig) -> list[tuple[int, float]]:
+    """Channels and weight of each level: a level weighs as the side of its map, in units of the finest."""
+    return [(count, 2.0 ** (config.levels[0] - level)) for count, level in zip(channels, config.levels, strict=True)]
