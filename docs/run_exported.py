@@ -36,7 +36,7 @@ def load(model: Path) -> Callable[[np.ndarray], Outputs]:
 
 
 def read(path: Path) -> np.ndarray:
-    """An image of any size as the model was trained on it: upright, [1, 3, H, W] in [0, 1]; 16-bit grey keeps 16 bits."""
+    """An image as the model was trained on it: upright, [1, 3, H, W] in [0, 1]; 16-bit grey keeps 16 bits."""
     with Image.open(path) as opened:
         file = ImageOps.exif_transpose(opened)
         if file.mode == "I" or file.mode.startswith("I;16"):

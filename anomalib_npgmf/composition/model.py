@@ -26,7 +26,7 @@ from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
-_MIN_IMAGES = 4  # for cross-validation: of three images two are left, which give no covariance
+_MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
 _DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
 
 

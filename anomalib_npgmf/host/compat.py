@@ -1,4 +1,4 @@
-"""Every workaround for anomalib 2.7 and Lightning 2.6. Check this list when you support a new version.
+"""Workarounds for anomalib 2.7 and Lightning 2.6. Check this list when you support a new version.
 
 | what the host does | since when, issue | workaround |
 |---|---|---|
@@ -25,7 +25,6 @@ writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue kno
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -71,7 +71,8 @@ def _read(path: str, _changed: int, _bytes: int) -> PictureFile:
         content = Path(path).read_bytes()
         with Image.open(BytesIO(content)) as picture:
             picture.load()
-            return PictureFile(path, upright_size(picture), picture.mode, hashlib.blake2b(content, digest_size=16).hexdigest())
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            return PictureFile(path, upright_size(picture), picture.mode, digest)
     except UnidentifiedImageError:
         return PictureFile(path, error="no picture" if content else "the file is empty")
     except Exception as error:  # PIL raises whatever its decoders do
