@@ -76,7 +76,7 @@ class ModelConfig:
     @property
     def composition_levels(self) -> tuple[int, ...]:
         """Levels that the composition branch reads."""
-        return () if self.composition is None else self.composition.levels
+        return () if self.composition is None else self.composition.read_levels
 
     @property
     def shares_backbone(self) -> bool:
@@ -151,9 +151,12 @@ PRESETS: dict[str, ModelConfig] = {
             fusion_depth=1,
             decoder_blocks=2,
         ),
-        structural=StructuralConfig(coreset_ratio=0.1),
+        structural=StructuralConfig(coreset_ratio=0.1, whiten=True),
     ),
 }
+
+# What `composition=True` adds to a preset without one, if not the defaults. A small network's level 5 costs little.
+COMPOSITIONS = {"small": CompositionConfig(levels=(3, 4, 5), region_levels=(4, 5))}
 
 
 def _override(config: Any, changes: Mapping[str, Any], what: str) -> Any:
@@ -203,6 +206,8 @@ def resolve(
         changes["composition"] = None
     elif composition is not None:
         fields_given = {} if composition is True else composition
-        changes["composition"] = _override(config.composition or CompositionConfig(), fields_given, "composition")
+        changes["composition"] = _override(
+            config.composition or COMPOSITIONS.get(preset, CompositionConfig()), fields_given, "composition"
+        )
     resolved: ModelConfig = _override(config, changes, "The model")
     return resolved

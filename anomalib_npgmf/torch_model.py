@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
-from anomalib_npgmf.composition import CompositionBranch, Explanation
+from anomalib_npgmf.composition import CompositionBranch, Explanation, RegionExplanation
 from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging.rule import MapMerger
@@ -49,7 +49,7 @@ class BranchMaps(NamedTuple):
 
     maps: dict[str, Tensor]
     reconstruction: Tensor | None
-    explanations: list[Explanation]
+    explanations: list[Explanation | RegionExplanation]
 
     def alone(self, part: str) -> dict[str, Tensor]:
         """What `NpgmfModel.merge` needs to know of one part."""

@@ -3,5 +3,6 @@
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation
 from anomalib_npgmf.composition.model import CompositionBranch, CompositionOutput
+from anomalib_npgmf.composition.regions import RegionExplanation
 
-__all__ = ["CompositionBranch", "CompositionConfig", "CompositionOutput", "Explanation"]
+__all__ = ["CompositionBranch", "CompositionConfig", "CompositionOutput", "Explanation", "RegionExplanation"]

@@ -21,6 +21,8 @@ class CompositionConfig:
             averaged as well, because it partly depends on the start which parts share a code.
         grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
         grid_codebook_sizes: Numbers of codes of the histograms of grids.
+        region_levels: Backbone levels of the memory bank of regions, see
+            `anomalib_npgmf.composition.regions.RegionBank`; none for no such bank.
 
     Raises:
         TypeError: If a value is of another type.
@@ -40,11 +42,18 @@ class CompositionConfig:
     codebooks: Annotated[int, Range(1, 64)] = 3
     grids: Annotated[tuple[Annotated[int, Range(2, 64)], ...], Items()] = (2, 3)
     grid_codebook_sizes: _Sizes = (32,)
+    region_levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items()] = ()
+
+    @property
+    def read_levels(self) -> tuple[int, ...]:
+        """All levels that the branch reads, finest first."""
+        return tuple(sorted({*self.levels, *self.region_levels}))
 
     def __post_init__(self) -> None:
         """Check types, ranges and the memory that grids take, and sort the levels."""
         check_fields(self, "composition.")
-        object.__setattr__(self, "levels", tuple(sorted(self.levels)))
+        for name in ("levels", "region_levels"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         if self.grids and (shares := max(self.grids) ** 2 * max(self.grid_codebook_sizes)) > _MAX_SHARES:
             msg = (
                 f"composition.grids {self.grids} with grid_codebook_sizes {self.grid_codebook_sizes} make histograms "

@@ -115,6 +115,24 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
     )
 
 
+def third_of(row: int, column: int, height: int, width: int) -> str:
+    """Name the third of a plane, vertically and horizontally, in which a position lies.
+
+    Args:
+        row: Its row, from the top.
+        column: Its column, from the left.
+        height: Rows.
+        width: Columns.
+
+    Example:
+        >>> third_of(0, 99, 100, 100), third_of(50, 50, 100, 100)
+        ('upper right', 'centre')
+    """
+    vertical = ("upper", "middle", "lower")[3 * row // height]
+    horizontal = ("left", "centre", "right")[3 * column // width]
+    return "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
+
+
 def place_of(row: int, column: int, grid: int) -> str:
     """Name a cell of a grid.
 

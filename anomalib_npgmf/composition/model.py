@@ -21,10 +21,11 @@ from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.examples import THUMBNAIL
 from anomalib_npgmf.composition.explanation import Explanation, explain
 from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
+from anomalib_npgmf.composition.regions import RegionBank, RegionExplanation, explain_region
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
 from anomalib_npgmf.precision import in_single_precision
 
-GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
+MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
 _DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
@@ -35,35 +36,37 @@ class CompositionOutput(NamedTuple):
 
     Attributes:
         distance: Composition distance of each image, [B]: the largest of the histograms' scores, in standard deviations
-            above the mean normal image, minus the margin of grids. Below zero for typical images.
+            above the mean normal image, minus the margin of all but the first. Below zero for typical images.
         anomaly_map: What is too much: the largest surplus of a position in any histogram, [B, 1, H, W], in [0, 1]; see
             `CodeHistograms.forward`.
-        explanations: The code that contributes most to each image's distance; empty unless asked for.
+        explanations: The code that contributes most to each image's distance, or the region, where regions decide;
+            empty unless asked for.
     """
 
     distance: Tensor
     anomaly_map: Tensor
-    explanations: list[Explanation]
+    explanations: list[Explanation | RegionExplanation]
 
 
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
     Whole-image histograms ignore positions and count best; those of grids detect what lies in the wrong place or does
-    not belong together. The distance of each is standardised by its mean and standard deviation over normal images, and
-    the largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer
-    than four training images nothing is standardised, and grids are disabled.
+    not belong together; a memory bank of regions, where the settings ask for it, what is unlike any normal part. The
+    distance of each is standardised by its mean and standard deviation over normal images, and the largest decides.
+    Scores of grids and regions are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four
+    training images nothing is standardised, and only whole-image histograms count.
 
     The map shows what is too much. What is missing it cannot show; the logical branch can, where parts have places.
 
     Args:
         levels: Number of each level that is read, for explanations.
         channels: Channels of each.
-        config: Settings.
+        config: Settings; the levels must be its `CompositionConfig.read_levels`.
 
     Attributes:
-        mean: Mean distance of normal images, one value per histogram (whole image, then grids), [M], from
-            cross-validation over the training images.
+        mean: Mean distance of normal images, one value per histogram (whole image, then grids), then that of the
+            regions, [M], from cross-validation over the training images.
         std: Its standard deviation.
         margin: Standard deviations subtracted from each score, [M].
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition distances
@@ -91,19 +94,23 @@ class CompositionBranch(nn.Module):
 
     def __init__(self, levels: Sequence[int], channels: Sequence[int], config: CompositionConfig) -> None:
         super().__init__()
-        self.levels = tuple(levels)
-        self.channels = tuple(channels)
+        self.levels = config.levels
+        self._counted = [levels.index(level) for level in config.levels]
+        self._regions = [levels.index(level) for level in config.region_levels]
+        self.channels = tuple(channels[index] for index in self._counted)
         books = config.codebooks
-        histograms = [CodeHistograms(levels, channels, config.codebook_sizes, books=books)]
+        histograms = [CodeHistograms(self.levels, self.channels, config.codebook_sizes, books=books)]
         # Parts that belong together may differ in colour alone, a small part of the features: hence the whitening.
         histograms += [
-            CodeHistograms(levels, channels, config.grid_codebook_sizes, books=books, grid=grid, whiten=True)
+            CodeHistograms(self.levels, self.channels, config.grid_codebook_sizes, books=books, grid=grid, whiten=True)
             for grid in config.grids
         ]
         self.histograms = nn.ModuleList(histograms)
-        self.register_buffer("mean", torch.zeros(len(histograms)))
-        self.register_buffer("std", torch.ones(len(histograms)))
-        self.register_buffer("margin", torch.tensor([0.0] + [GRID_MARGIN] * len(config.grids)), persistent=False)
+        self.regions = RegionBank([channels[index] for index in self._regions]) if self._regions else None
+        further = len(config.grids) + (self.regions is not None)
+        self.register_buffer("mean", torch.zeros(1 + further))
+        self.register_buffer("std", torch.ones(1 + further))
+        self.register_buffer("margin", torch.tensor([0.0] + [MARGIN] * further), persistent=False)
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
@@ -117,7 +124,9 @@ class CompositionBranch(nn.Module):
             images: The images, RGB in [0, 1], [B, 3, h, w]; small versions explain the codes.
         """
         small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
-        self._collector.append(features, keys, (255 * small.clamp(0, 1)).round().byte())
+        self._collector.append([features[i] for i in self._counted], keys, (255 * small.clamp(0, 1)).round().byte())
+        if self.regions is not None:
+            self.regions.collect([features[i] for i in self._regions], keys)
 
     @torch.no_grad()
     @in_single_precision
@@ -131,17 +140,24 @@ class CompositionBranch(nn.Module):
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
         maps, thumbnails = collector.assemble()
+        held_out = [] if self.regions is None else [self.regions.finish().cpu()]
         with raise_together():
             if process_rank() == 0:
-                self._fit(maps, thumbnails, collector.projections)
+                self._fit(maps, thumbnails, collector.projections, held_out)
         broadcast_from_rank0(self.buffers())
 
-    def _fit(self, maps: Sequence[Tensor], thumbnails: Tensor, projections: Sequence[Tensor | None]) -> None:
+    def _fit(
+        self,
+        maps: Sequence[Tensor],
+        thumbnails: Tensor,
+        projections: Sequence[Tensor | None],
+        held_out: Sequence[Tensor],
+    ) -> None:
         squared = torch.stack([part.fit(maps, thumbnails, projections) for part in self._all()])
         if len(maps[0]) < _MIN_IMAGES:
             self.mean[1:] = _DISABLED
             return
-        distances = squared.clamp_min(0).sqrt()
+        distances = torch.stack([*squared.clamp_min(0).sqrt(), *held_out])
         std, mean = torch.std_mean(distances, dim=1)
         self.mean.copy_(mean)
         self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
@@ -167,17 +183,24 @@ class CompositionBranch(nn.Module):
         surplus, distances = [], []
         evidence: list[list[Evidence]] = []
         for part in self._all():
-            output = part(features, size)
+            output = part([features[i] for i in self._counted], size)
             distances.append(output.squared.clamp_min(0).sqrt())
             surplus.append(output.surplus)
             evidence.append(output.evidence if mask_size is not None else [])
+        regions = None if self.regions is None else self.regions([features[i] for i in self._regions])
+        if regions is not None:
+            distances.append(regions.amax(dim=(1, 2, 3)))
         scores = self._standardise(torch.stack(distances, dim=-1))
-        explanations = []
+        explanations: list[Explanation | RegionExplanation] = []
         if mask_size is not None:
             for image, winner in enumerate(scores.argmax(dim=-1).tolist()):
-                levels = [self.levels[index] for index in self._all()[winner].inputs]
-                explanations.append(explain(evidence[winner], image, levels, mask_size))
-        used = self.mean < _DISABLED
+                if winner == len(evidence):
+                    assert regions is not None
+                    explanations.append(explain_region(regions[image], float(self.mean[winner]), mask_size))
+                else:
+                    levels = [self.levels[index] for index in self._all()[winner].inputs]
+                    explanations.append(explain(evidence[winner], image, levels, mask_size))
+        used = self.mean[: len(surplus)] < _DISABLED
         largest = (torch.stack(surplus, dim=-1) * used).amax(dim=-1)
         return CompositionOutput(scores.amax(dim=-1), largest, explanations)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from anomalib_npgmf.config import PRESETS, ModelConfig
+from anomalib_npgmf.config import COMPOSITIONS, PRESETS, ModelConfig
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
@@ -73,7 +73,7 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
 
 
 def former_choices(settings: ModelConfig) -> ModelConfig:
-    """Settings with the choices that the logical branch had before they could be made.
+    """Settings with the choices that were made before version 0.2 for what can be set since.
 
     Args:
         settings: Resolved settings of a model whose file names no configuration.
@@ -84,6 +84,13 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     """
     logical = settings.logical
     blocks = 3 if logical.decoder_blocks == PRESETS["literal"].logical.decoder_blocks else logical.decoder_blocks
+    composition = settings.composition
+    if composition is not None:
+        small = composition.levels == COMPOSITIONS["small"].levels
+        composition = replace(composition, region_levels=(), levels=(3, 4) if small else composition.levels)
     return replace(
-        settings, logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks)
+        settings,
+        logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks),
+        structural=replace(settings.structural, whiten=False),
+        composition=composition,
     )

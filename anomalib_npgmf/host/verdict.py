@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from anomalib_npgmf.composition.explanation import third_of
 from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.merging.rule import MapMerger
@@ -226,7 +227,5 @@ def _scale(path: str, plane: Tensor) -> tuple[float, float]:
 def _place(plane: Tensor, scale: tuple[float, float]) -> str:
     """Where a map has its maximum, in words and in pixels of the picture."""
     row, column = divmod(int(plane.argmax()), plane.shape[1])
-    vertical = ("upper", "middle", "lower")[3 * row // plane.shape[0]]
-    horizontal = ("left", "centre", "right")[3 * column // plane.shape[1]]
-    words = "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
-    return f"{words} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"
+    where = third_of(row, column, *plane.shape)
+    return f"{where} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"

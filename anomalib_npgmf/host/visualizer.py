@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_npgmf.composition import Explanation
+from anomalib_npgmf.composition import Explanation, RegionExplanation
 from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
 from anomalib_npgmf.host.places import picture_path
@@ -52,7 +52,9 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def title_of(score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | None) -> str:
+def title_of(
+    score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | RegionExplanation | None
+) -> str:
     """Text above a picture.
 
     Args:
@@ -170,9 +172,10 @@ class NpgmfVisualizer(ImageVisualizer):
             if index in explanations:
                 found = explanations[index]
                 marked = outline(named.pop("composition map"), found.mask.cpu().numpy(), WHITE)
-                named[f"composition map, code {found.code}"] = marked
-                if found.patches is not None:
-                    named[f"normal patches, code {found.code}"] = self._tiled(found.patches)
+                what = "unknown region" if isinstance(found, RegionExplanation) else f"code {found.code}"
+                named[f"composition map, {what}"] = marked
+                if isinstance(found, Explanation) and found.patches is not None:
+                    named[f"normal patches, {what}"] = self._tiled(found.patches)
             named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
             if branch_maps.reconstruction is not None:
                 named["reconstruction"] = self._picture(

@@ -64,12 +64,7 @@ class StructuralBranch(nn.Module):
             found = tuple(level.shape[1] for level in features)
             msg = f"The structural branch was made for maps of {self.channels} channels, but it got {found}."
             raise ValueError(msg)
-        size = features[0].shape[-2:]
-        pooled = [functional.avg_pool2d(level, kernel_size=3, stride=1, padding=1) for level in features]
-        coarse = [
-            functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in pooled[1:]
-        ]
-        return torch.cat([pooled[0], *coarse], dim=1).permute(0, 2, 3, 1)
+        return concatenated([functional.avg_pool2d(level, kernel_size=3, stride=1, padding=1) for level in features])
 
     @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
@@ -102,6 +97,24 @@ class StructuralBranch(nn.Module):
         patches = self.embed(features)
         distances = self.bank.search(patches.flatten(0, 2))
         return distances.reshape(patches.shape[:3]).unsqueeze(1)
+
+
+def concatenated(features: Sequence[Tensor]) -> Tensor:
+    """Concatenate the levels at every patch; coarser maps are interpolated to the size of the finest.
+
+    Args:
+        features: Maps ``[B, C_l, H_l, W_l]``, finest first.
+
+    Returns:
+        ``[B, H, W, d]`` on the grid of the finest map, d being the sum of the channels.
+
+    Example:
+        >>> concatenated([torch.zeros(1, 2, 4, 4), torch.ones(1, 3, 2, 2)])[0, 0, 0].tolist()
+        [0.0, 0.0, 1.0, 1.0, 1.0]
+    """
+    size = features[0].shape[-2:]
+    coarse = [functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in features[1:]]
+    return torch.cat([features[0], *coarse], dim=1).permute(0, 2, 3, 1)
 
 
 def _whitened(channels: Sequence[int], config: StructuralConfig) -> list[tuple[int, float]]:

@@ -1,0 +1,146 @@
+"""Memory bank of whole regions: finds parts that are unlike those of any normal image, whatever surrounds them.
+
+A patch of a coarse level covers a part and its surroundings, such as the fruit on a label and the colour beside it. Its
+distance from the nearest one of normal images tells whether this combination occurs. An addition to the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalib_npgmf.composition.explanation import third_of
+from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.structural.bank import MemoryBank
+from anomalib_npgmf.structural.model import concatenated
+from anomalib_npgmf.structural.search import nearest
+
+CORESET_RATIO = 0.1
+
+
+class RegionExplanation(NamedTuple):
+    """The region that is farthest from those of normal images.
+
+    Attributes:
+        distance: Its distance.
+        normal_distance: Mean distance of the farthest region of a normal image.
+        mask: Regions farther away than that, boolean [H, W].
+        place: Where it lies, in words.
+
+    Example:
+        >>> RegionExplanation(3.0, 2.0, torch.zeros(2, 2, dtype=torch.bool), "upper left").reason
+        'no normal image has such a region: upper left (distance 3.00, normal images up to 2.00)'
+    """
+
+    distance: float
+    normal_distance: float
+    mask: Tensor
+    place: str
+
+    @property
+    def text(self) -> str:
+        """One line for a caption."""
+        return f"composition: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        distances = f"distance {self.distance:.2f}, normal images up to {self.normal_distance:.2f}"
+        return f"no normal image has such a region: {self.place} ({distances})"
+
+
+class RegionBank(nn.Module):
+    """Memory bank of the patches of coarse levels, in whitened features.
+
+    Unlike those of the structural branch, patches are not averaged over their neighbours, and the levels count alike.
+
+    Args:
+        channels: Channels of each level.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> regions = RegionBank([2])
+        >>> for number in range(6):
+        ...     regions.collect([torch.rand(1, 2, 4, 4)], [f"{number}.png"])
+        >>> regions.finish().shape
+        torch.Size([6])
+        >>> distances = regions([torch.cat([torch.rand(1, 2, 4, 4), torch.full((1, 2, 4, 4), 3.0)])])
+        >>> distances.shape, bool(distances[1].min() > distances[0].max())
+        (torch.Size([2, 1, 4, 4]), True)
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.bank = MemoryBank(CORESET_RATIO, whiten=[(count, 1.0) for count in channels])
+
+    def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
+        """Collect the regions of normal images.
+
+        Args:
+            features: Map [B, C, h, w] of each level.
+            keys: A key per image, see `MemoryBank.append`.
+        """
+        self.bank.append(concatenated(features).flatten(1, 2), keys)
+
+    def finish(self) -> Tensor:
+        """Select the bank; in a distributed run every process must call this.
+
+        Returns:
+            Of each image in the order of the keys, [N], the largest distance of a region from those of the *other*
+            images that the bank holds; on ranks other than 0 nothing, [0].
+        """
+        collector = self.bank.collector
+        if CORESET_RATIO * sum(gather_list([collector.num_patches])) < 1:
+            self.bank.coreset_ratio = 1.0  # a handful of regions: keep them all
+        rows = self.bank.finish().to(self.bank.norms.device)
+        return self._held_out(collector.ordered(), rows) if len(rows) else rows.float()
+
+    def _held_out(self, blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """Largest distances of the images' whitened patches from those of other images in the bank."""
+        lengths = torch.tensor([len(block) for block in blocks], device=rows.device)
+        owners = torch.bucketize(rows, lengths.cumsum(0), right=True)
+        found = []
+        for number, block in enumerate(blocks):
+            others = owners != number
+            if not bool(others.any()):
+                others = owners == number
+            distances, _ = nearest(block.float(), self.bank.embeddings[others], self.bank.norms[others])
+            found.append(distances.max())
+        return torch.stack(found)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Distance of each region from the nearest normal one.
+
+        Args:
+            features: Map [B, C, h, w] of each level.
+
+        Returns:
+            [B, 1, h, w] on the grid of the finest level.
+        """
+        patches = concatenated(features)
+        return self.bank.search(patches.flatten(0, 2)).reshape(patches.shape[:3]).unsqueeze(1)
+
+
+def explain_region(distances: Tensor, normal_distance: float, size: tuple[int, int]) -> RegionExplanation:
+    """Find the region that is farthest from normal ones.
+
+    Args:
+        distances: Of the regions of one image, [1, h, w].
+        normal_distance: Mean of the largest distances of normal images.
+        size: Height and width of the mask.
+
+    Example:
+        >>> distances = torch.ones(1, 8, 8)
+        >>> distances[0, 7, 0] = 3.0
+        >>> found = explain_region(distances, 2.0, (8, 8))
+        >>> found.place, int(found.mask.sum())
+        ('lower left', 1)
+    """
+    plane = F.interpolate(distances[None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    row, column = divmod(int(distances.argmax()), distances.shape[-1])
+    place = third_of(row, column, distances.shape[-2], distances.shape[-1])
+    return RegionExplanation(float(distances.max()), normal_distance, plane > normal_distance, place)

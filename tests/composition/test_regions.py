@@ -1,0 +1,163 @@
+"""The memory bank of regions: distances, held-out images, what it finds that counting cannot, and its explanation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig, Explanation, RegionExplanation
+from anomalib_npgmf.composition.regions import RegionBank, explain_region
+from anomalib_npgmf.config import resolve
+from anomalib_npgmf.structural.whitening import whitening
+
+CONFIG = CompositionConfig(
+    levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(3,), region_levels=(4, 5)
+)
+CHANNELS = [3, 4, 2]
+
+
+def features(images: int, seed: int) -> list[Tensor]:
+    """Of levels 3, 4 and 5."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(images, count, 32 >> n, 32 >> n, generator=generator) for n, count in enumerate(CHANNELS, start=1)
+    ]
+
+
+def fitted(images: int = 12, config: CompositionConfig = CONFIG) -> CompositionBranch:
+    branch = CompositionBranch(config.read_levels, CHANNELS, config)
+    levels = features(images, 0)
+    branch.collect(levels, [f"{i:02d}.png" for i in range(images)], torch.rand(images, 3, 64, 64))
+    branch.finish()
+    return branch
+
+
+def patches(levels: list[Tensor]) -> Tensor:
+    """[B, h w, d] of the region levels, by hand."""
+    coarse = F.interpolate(levels[2], levels[1].shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([levels[1], coarse], dim=1).flatten(2).transpose(1, 2)
+
+
+def exact(points: Tensor, others: Tensor) -> Tensor:
+    return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def test_distances_equal_brute_force() -> None:
+    branch = fitted()
+    assert branch.regions is not None
+    train = patches(features(12, 0))
+    mean, matrix = whitening([train.flatten(0, 1)], [(4, 1.0), (2, 1.0)])
+    bank = branch.regions.bank.embeddings
+    assert len(bank) == int(0.1 * train.shape[0] * train.shape[1])
+    unseen = features(3, 7)
+    expected = torch.cdist((patches(unseen) - mean) @ matrix, bank).amin(dim=-1)
+    found = branch.regions(unseen[1:])
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-4, atol=1e-5)
+    assert found.shape == (3, 1, 8, 8)
+
+
+def test_a_training_image_is_judged_by_the_others() -> None:
+    """An image's own regions in the bank do not count; with them, distances would be too small."""
+    bank = RegionBank(CHANNELS[1:])
+    levels = features(6, 0)[1:]
+    keys = [f"{i}.png" for i in (3, 0, 5, 1, 4, 2)]
+    bank.collect(levels, keys)
+    held_out = bank.finish()
+    points = bank.bank.embeddings
+    blocks = (patches([levels[0], *levels]) - bank.bank.center) @ bank.bank.metric
+    order = torch.tensor([1, 3, 5, 0, 4, 2])  # by key
+    for number, image in enumerate(order.tolist()):
+        owned = exact(points, blocks[image]).amin(dim=1) < 1e-4
+        assert owned.any()
+        expected = exact(blocks[image], points[~owned]).amin(dim=1).max()
+        assert held_out[number].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert held_out[number] > exact(blocks[image], points).amin(dim=1).max() - 1e-5
+
+
+def test_score_is_standardised_with_a_margin() -> None:
+    """Of normal images the held-out distances have mean 0 and deviation 1 before the margin of half a deviation."""
+    branch = fitted()
+    assert branch.mean.shape == (3,)
+    assert branch.margin.tolist() == [0.0, 0.5, 0.5]
+    with torch.no_grad():
+        branch.mean[:2] = 1e9  # only the regions are left
+    unseen = features(4, 9)
+    assert branch.regions is not None
+    expected = (branch.regions(unseen[1:]).amax((1, 2, 3)) - branch.mean[2]) / branch.std[2] - 0.5
+    torch.testing.assert_close(branch(unseen, (16, 16)).distance, expected)
+
+
+def test_a_new_region_is_found_and_explained() -> None:
+    branch = fitted()
+    levels = features(2, 5)
+    levels[1][1, :, 6:, :2] += 8.0
+    output = branch(levels, (32, 32), (64, 64))
+    assert output.distance[1] > output.distance[0] + 5
+    usual, found = output.explanations
+    assert isinstance(found, RegionExplanation)
+    assert found.place == "lower left"
+    assert found.distance > 2 * found.normal_distance
+    assert found.mask.shape == (64, 64)
+    rows, columns = found.mask.nonzero().T
+    assert rows.min() >= 40
+    assert columns.max() < 24
+    assert found.text == f"composition: {found.reason}"
+    # regions do not mark anything in the map: it stays what is too many
+    without = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "region_levels": ()}))
+    torch.testing.assert_close(output.anomaly_map, without(levels[:1], (32, 32)).anomaly_map)
+    assert isinstance(without(levels[:1], (32, 32), (64, 64)).explanations[0], Explanation)
+    assert usual is not None
+
+
+def test_mask_of_an_image_below_the_normal_level_is_empty() -> None:
+    assert not explain_region(torch.full((1, 4, 4), 0.5), 1.0, (8, 8)).mask.any()
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_with_few_images_regions_do_not_count(images: int) -> None:
+    branch = fitted(images)
+    levels = features(1, 5)
+    levels[1][:] += 50.0
+    output = branch(levels, (16, 16), (16, 16))
+    assert isinstance(output.explanations[0], Explanation)
+
+
+def test_a_handful_of_regions_is_kept_whole() -> None:
+    bank = RegionBank([2])
+    bank.collect([torch.rand(4, 2, 1, 2)], list("abcd"))
+    assert bank.finish().isfinite().all()
+    assert len(bank.bank) == 8
+
+
+def test_state_dict_restores_the_bank() -> None:
+    branch = fitted()
+    fresh = CompositionBranch(CONFIG.read_levels, CHANNELS, CONFIG)
+    fresh.load_state_dict(branch.state_dict())
+    levels = features(2, 3)
+    for one, other in zip(branch(levels, (16, 16))[:2], fresh(levels, (16, 16))[:2], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_levels_are_read_by_whom_they_belong_to() -> None:
+    """Histograms see level 3 alone, regions levels 4 and 5."""
+    branch = fitted()
+    levels = features(2, 3)
+    before = branch(levels, (16, 16))
+    other = [levels[0], *features(2, 4)[1:]]
+    assert torch.equal(before.anomaly_map, branch(other, (16, 16)).anomaly_map)
+    assert CONFIG.read_levels == (3, 4, 5)
+
+
+def test_preset_small_has_regions_and_plus_has_none() -> None:
+    small = resolve("small", {}, composition=True)
+    assert small.composition is not None
+    assert (small.composition.levels, small.composition.region_levels) == ((3, 4, 5), (4, 5))
+    assert small.structural.whiten
+    chosen = resolve("small", {}, composition={"region_levels": []}).composition
+    assert chosen == CompositionConfig(levels=(3, 4, 5))
+    plus = resolve("plus", {})
+    assert plus.composition == CompositionConfig()
+    assert not plus.structural.whiten
+    assert resolve("fast", {}, composition=True).composition == CompositionConfig()
