@@ -40,7 +40,8 @@ class BranchMaps(NamedTuple):
 
     Attributes:
         maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` of each image, [B].
+            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
+            ``"count_distance"`` of each image, [B].
         reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
             that branch, or without ``details``.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
@@ -53,7 +54,7 @@ class BranchMaps(NamedTuple):
 
     def alone(self, part: str) -> dict[str, Tensor]:
         """What `NpgmfModel.merge` needs to know of one part."""
-        names = (part, "distance") if part == "composition" else (part,)
+        names = (part, "distance", "count_distance") if part == "composition" else (part,)
         return {name: self.maps[name] for name in names}
 
 
@@ -251,7 +252,8 @@ class NpgmfModel(nn.Module):
         if self.composition is not None and "composition" not in maps:
             mask_size = self.config.image_size if details else None
             found = self.composition(features.composition, self.merger.size, mask_size)
-            maps["composition"], maps["distance"] = found.anomaly_map, found.distance
+            maps |= {"composition": found.anomaly_map, "distance": found.distance}
+            maps["count_distance"] = found.count_distance
             explanations = found.explanations
         return BranchMaps(maps, reconstruction, explanations)
 

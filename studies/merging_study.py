@@ -23,7 +23,8 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
-from anomalib_npgmf.merging.rule import BRANCHES, COMPOSITION_MARGIN, LARGEST_SCORE, NORMAL_LEVEL, SURPLUS_WEIGHT
+from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN, LARGEST_SCORE, SURPLUS_WEIGHT
+from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL
 
 PHOTOGRAPHS = "juice_bottle"
 

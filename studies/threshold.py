@@ -21,7 +21,8 @@ from _drawn import DEFAULTS, collect, long
 from merging_study import PHOTOGRAPHS, trained
 from torch import Tensor
 
-from anomalib_npgmf.merging.rule import BRANCHES, COMPOSITION_MARGIN
+from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
+from anomalib_npgmf.merging.rule import BRANCHES
 from anomalib_npgmf.merging.threshold import deviations
 
 DRAWS = 200

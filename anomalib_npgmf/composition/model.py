@@ -10,7 +10,7 @@ An addition to the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ class CompositionOutput(NamedTuple):
     """Result for a batch.
 
     Attributes:
-        distance: Composition distance of each image, [B]: the largest of the histograms' scores, in standard deviations
-            above the mean normal image, minus the margin of all but the first. Below zero for typical images.
+        distance: Composition distance of each image, [B]: the largest score, in standard deviations above the mean
+            normal image, minus the margin of all but the first. Below zero for typical images.
+        count_distance: The largest score of a histogram alone, [B], without the regions.
         anomaly_map: What is too much: the largest surplus of a position in any histogram, [B, 1, H, W], in [0, 1]; see
             `CodeHistograms.forward`.
         explanations: The code that contributes most to each image's distance, or the region, where regions decide;
@@ -44,6 +45,7 @@ class CompositionOutput(NamedTuple):
     """
 
     distance: Tensor
+    count_distance: Tensor
     anomaly_map: Tensor
     explanations: list[Explanation | RegionExplanation]
 
@@ -202,7 +204,14 @@ class CompositionBranch(nn.Module):
                     explanations.append(explain(evidence[winner], image, levels, mask_size))
         used = self.mean[: len(surplus)] < _DISABLED
         largest = (torch.stack(surplus, dim=-1) * used).amax(dim=-1)
-        return CompositionOutput(scores.amax(dim=-1), largest, explanations)
+        counted = scores[..., : len(surplus)].amax(dim=-1)
+        return CompositionOutput(scores.amax(dim=-1), counted, largest, explanations)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Complete what was pickled before there were regions."""
+        super().__setstate__(state)
+        if "_counted" not in self.__dict__:
+            self._counted, self._regions, self.regions = list(range(len(self.levels))), [], None
 
     def _all(self) -> list[CodeHistograms]:
         return [part for part in self.histograms if isinstance(part, CodeHistograms)]

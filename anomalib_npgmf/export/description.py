@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import anomalib_npgmf
-from anomalib_npgmf.merging.rule import BRANCHES, COMPOSITION_MARGIN
+from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
+from anomalib_npgmf.merging.rule import BRANCHES
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf

@@ -1,130 +1,14 @@
 """Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
 
-import math
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
+from anomalib_npgmf.merging.composition import CompositionMerger, Merged
 from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
 NORMAL_LEVEL = 0.95  # quantile of the pixels of normal images
-# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
-COMPOSITION_MARGIN = 0.25  # standard deviations
-LARGEST_SCORE = 6.0  # standard deviations, above which the composition marks no more strongly
-SURPLUS_WEIGHT = 5.0  # standard deviations of the map for one of the score, where everything is surplus
-
-
-class Merged(NamedTuple):
-    """Result of merging for a batch.
-
-    Attributes:
-        scores: Image scores, [B].
-        maps: Merged map, [B, 1, H, W].
-    """
-
-    scores: Tensor
-    maps: Tensor
-
-
-class CompositionMerger(nn.Module):
-    """Adds the composition to the merged map of the branches; an addition to the paper.
-
-    Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
-    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C - 0.25`` for the composition distance C. 0.25 standard deviations are subtracted so that the
-    branches, which localise damage, win near ties.
-
-    The map answers another question, where the cause is: ``max(S', min(S', q) + 5 min(max(c, 0), 6) r)`` for the
-    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. The composition
-    marks what is too much, the more the surer it is, up to six standard deviations; it never lowers what a branch marks
-    and never hides it by the size of its score.
-
-    Attributes:
-        mean: mu_S and mu_C.
-        std: sd_S and sd_C.
-        normal_level: q, a scalar.
-
-    Example:
-        >>> merger = CompositionMerger()
-        >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
-        >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
-        >>> merged = merger(branches, surplus, torch.tensor([3.0]))
-        >>> round(merged.scores.item(), 4)  # (3 - 1) / 0.7071 - 0.25
-        2.5784
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 5 * 2.5784 * 0.5 and 2 / 1.4142
-        [4.3247, 1.4142]
-    """
-
-    mean: Tensor
-    std: Tensor
-    normal_level: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("std", torch.ones(2))
-        self.register_buffer("normal_level", torch.tensor(0.0))
-
-    def calibrate(
-        self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None, *, normal_level: float
-    ) -> None:
-        """Set mean, standard deviation and the level of normal pixels.
-
-        Args:
-            scores: Image scores of the branches on calibration images, [N].
-            distances: Composition distances of the same images, [N].
-            cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
-                training images, [3]; they are pooled with ``distances``.
-            normal_level: Quantile 0.95 of the pixels of the branches' merged maps of the calibration images.
-
-        Raises:
-            ValueError: If a score is NaN or infinite.
-        """
-        for index, values in enumerate((scores, distances)):
-            statistics = MapStatistics()
-            statistics.update(values)
-            if index == 1 and cv_stats is not None:
-                number, mean, squares = cv_stats.tolist()
-                statistics.combine(int(number), mean, squares)
-            if statistics.count and not math.isfinite(statistics.mean):
-                msg = "Image scores of the calibration images are not finite; check the images."
-                raise ValueError(msg)
-            # The scores of a handful of images may agree by chance; that of a single one has no spread at all.
-            floor = max(MIN_RELATIVE_STD * abs(statistics.mean), 1e-6)
-            std = statistics.sample_std if statistics.count > 1 else abs(statistics.mean)
-            self.mean[index], self.std[index] = statistics.mean, max(std, floor)
-        self.normal_level.fill_((normal_level - float(self.mean[0])) / float(self.std[0]))
-
-    def forward(self, branches: Tensor | None, surplus: Tensor, distance: Tensor) -> Merged:
-        """Combine.
-
-        Args:
-            branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.
-            surplus: Smoothed surplus, [B, 1, H, W], in [0, 1].
-            distance: Composition distances, [B].
-        """
-        score, shown = self.of_distance(distance), self.of_surplus(surplus, distance)
-        if branches is None:
-            return Merged(score, shown)
-        standardised = self.of_branches(branches)
-        below = standardised.minimum(self.normal_level)
-        return Merged(standardised.amax(dim=(1, 2, 3)).maximum(score), standardised.maximum(below + shown))
-
-    def of_branches(self, merged: Tensor) -> Tensor:
-        """Standardise the branches' merged map, any shape."""
-        return (merged - self.mean[0]) / self.std[0]
-
-    def of_distance(self, distance: Tensor) -> Tensor:
-        """Standardise composition distances, any shape, and subtract the margin."""
-        return (distance - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
-
-    def of_surplus(self, surplus: Tensor, distance: Tensor) -> Tensor:
-        """What the composition adds to the standardised map, [B, 1, H, W]."""
-        return SURPLUS_WEIGHT * self.of_distance(distance).relu().clamp_max(LARGEST_SCORE).view(-1, 1, 1, 1) * surplus
 
 
 class MapMerger(nn.Module):
@@ -272,7 +156,7 @@ class MapMerger(nn.Module):
         if self.composition is not None:
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
             surplus = self._smooth(self.resize(maps["composition"]))
-            parts["composition"] = self.composition.of_surplus(surplus, maps["distance"])
+            parts["composition"] = self.composition.of_surplus(surplus, maps["count_distance"])
         return parts
 
     @in_single_precision
@@ -280,8 +164,8 @@ class MapMerger(nn.Module):
         """Merge the maps that are present.
 
         Args:
-            maps: Raw maps, [B, 1, h, w] each, by branch; of the composition its surplus as ``"composition"`` and its
-                distances [B] as ``"distance"``.
+            maps: Raw maps, [B, 1, h, w] each, by branch; of the composition its surplus as ``"composition"``, its
+                distances [B] as ``"distance"`` and those of its histograms as ``"count_distance"``.
 
         Raises:
             ValueError: If there is no map.
@@ -289,7 +173,7 @@ class MapMerger(nn.Module):
         merged = self.merge_branches(maps)
         if self.composition is not None and "composition" in maps:
             surplus = self._smooth(self.resize(maps["composition"]))
-            found: Merged = self.composition(merged, surplus, maps["distance"])
+            found: Merged = self.composition(merged, surplus, maps["distance"], maps["count_distance"])
             return found
         if merged is None:
             msg = f"There is nothing to merge among {sorted(maps)}; give a map of a branch."

@@ -12,9 +12,11 @@ from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.host.visualizer import maps_of
-from anomalib_npgmf.merging.rule import CompositionMerger, MapMerger
+from anomalib_npgmf.merging.composition import CompositionMerger
+from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
 
+COMPOSED = {"composition", "distance", "count_distance"}
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
@@ -23,7 +25,8 @@ def test_composition_alone_and_nothing() -> None:
     assert merger.composition is not None
     merger.composition.calibrate(torch.ones(3), torch.tensor([0.5, 1.0, 1.5]), normal_level=0.0)
     surplus = torch.rand(2, 1, 16, 16)
-    alone = merger({"composition": surplus, "distance": torch.tensor([2.0, 1.0])})
+    distance = torch.tensor([2.0, 1.0])
+    alone = merger({"composition": surplus, "distance": distance, "count_distance": distance})
     assert alone.scores.tolist() == pytest.approx([1.75, -0.25])
     torch.testing.assert_close(alone.maps, 5 * 1.75 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="nothing to merge"):
@@ -34,7 +37,9 @@ def test_composition_alone_and_nothing() -> None:
 def test_calibration_images_that_agree_do_not_blow_scores_up(count: int) -> None:
     merger = CompositionMerger()
     merger.calibrate(torch.full((count,), 4.0), torch.full((count,), 4.0), normal_level=3.0)
-    assert merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2), torch.zeros(1)).scores <= 2.001
+    assert (
+        merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.zeros(1)).scores <= 2.001
+    )
 
 
 @pytest.mark.parametrize("branches", ["both", "logical", "structural"])
@@ -53,7 +58,7 @@ def test_composition_beside_any_branch(branches: str) -> None:
             model.structural.finish()
         maps = model.branch_maps(images).maps
         with_memory = model.branch_maps(images, {part: maps[part] for part in maps if part != "logical"}).maps
-    assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | {"composition", "distance"}
+    assert set(maps) == {"both": {"logical", "structural"}}.get(branches, {branches}) | COMPOSED
     assert all(torch.equal(maps[name], with_memory[name]) for name in maps)
     explanations = model.branch_maps(images, details=True).explanations
     assert len(explanations) == 6
@@ -94,7 +99,7 @@ def test_fit_checkpoint_and_test(tmp_path: Path) -> None:
     batch.image = model.normalised(batch.image)
     carried = maps_of(model.eval().test_step(batch, 0))
     assert carried is not None
-    assert set(carried.maps) == {"logical", "structural", "composition", "distance"}
+    assert set(carried.maps) == {"logical", "structural"} | COMPOSED
     path = tmp_path / "model.ckpt"
     engine.trainer.save_checkpoint(path)
     again = Npgmf.load_from_checkpoint(path).eval()

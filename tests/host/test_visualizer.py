@@ -15,7 +15,8 @@ from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import HEADER, Picture, heat_map, outline
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, dominant_part, maps_of, title_of
-from anomalib_npgmf.merging.rule import COMPOSITION_MARGIN, MapMerger
+from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
+from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import gaussian_blur
 
 SIDE = 256  # of a panel
@@ -140,6 +141,7 @@ def test_which_branch_dominates_and_on_what_scale() -> None:
         "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
         "composition": torch.cat([spot(0, 0, 1.0) - 1, spot(0, 0, 2.0) - 1, spot(0, 0, 2.0) - 1]),
         "distance": torch.tensor([9.0, 9.0, 13.0]),
+        "count_distance": torch.tensor([9.0, 9.0, 13.0]),
     }
     # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then the margin less
     assert dominant_part(merger, maps) == ["logical", "structural", "composition"]

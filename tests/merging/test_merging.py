@@ -105,13 +105,33 @@ def composed(level: float = 0.0) -> MapMerger:
     return merger
 
 
+def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a composition without regions."""
+    return {"distance": values, "count_distance": values}
+
+
 def test_the_larger_score_counts() -> None:
     """Both in standard deviations above the mean normal score, the composition minus 0.25."""
     maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
     for distance, expected in ((40.0, 2.0), (60.0, 3.75)):
-        merged = composed()(maps | {"distance": torch.tensor([distance])})
+        merged = composed()(maps | distances(torch.tensor([distance])))
         assert merged.scores.item() == pytest.approx(expected)
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 2.0))  # without surplus it adds nothing
+
+
+def test_a_region_raises_the_score_and_leaves_the_map() -> None:
+    """How strongly surplus is marked depends on the histograms alone."""
+    maps = {"logical": torch.zeros(1, 1, 32, 32), "composition": torch.ones(1, 1, 32, 32)}
+    merger, counted = composed(), torch.tensor([40.0])
+    without = merger(maps | distances(counted))
+    merged = merger(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})
+    assert merged.scores.item() == pytest.approx(5.75)
+    assert without.scores.item() == pytest.approx(1.75)
+    assert torch.equal(merged.maps, without.maps)
+    assert torch.equal(
+        merger.calibrated_maps(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})["composition"],
+        merger.calibrated_maps(maps | distances(counted))["composition"],
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -123,7 +143,7 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
     }
     merger = composed(level)
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
-    merged = merger(maps | {"distance": torch.tensor([distance])}).maps
+    merged = merger(maps | distances(torch.tensor([distance]))).maps
     assert (merged >= branches - 1e-5).all()
     shown = 5 * min(max((distance - 20) / 10 - 0.25, 0.0), 6.0) * maps["composition"]  # however large the distance
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
@@ -135,15 +155,15 @@ def test_the_level_that_most_normal_pixels_stay_below() -> None:
     assert merger.composition is not None
     generator = torch.Generator().manual_seed(0)
     planes = torch.rand(6, 1, 16, 16, generator=generator).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    distances = torch.rand(6, generator=generator)
+    values = torch.rand(6, generator=generator)
     parts = [
-        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 64, 64), "distance": distances[i : i + 2]}
+        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 64, 64)} | distances(values[i : i + 2])
         for i in (0, 2, 4)
     ]
     calibrate(merger, parts)
     branches = merger.composition.of_branches(merger({"structural": planes}).maps)
     assert merger.composition.normal_level.item() == pytest.approx(np.quantile(branches.numpy(), 0.95), abs=0.02)
-    merged = merger({"structural": planes, "composition": torch.zeros_like(planes), "distance": distances})
+    merged = merger({"structural": planes, "composition": torch.zeros_like(planes)} | distances(values))
     peaks = branches.amax((1, 2, 3))
     assert peaks.mean().item() == pytest.approx(0, abs=1e-5)
     assert (merged.scores >= peaks - 1e-5).all()
@@ -157,7 +177,7 @@ def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition
     )
     generator = torch.Generator().manual_seed(0)
     maps = {name: torch.rand(5, 1, 32, 32, generator=generator) for name in ("logical", "structural", "composition")}
-    maps["distance"] = torch.rand(5, generator=generator)
+    maps |= distances(torch.rand(5, generator=generator))
     calibrate(merger, [maps])
     branches = merger.merge_branches(maps)
     assert branches is not None
