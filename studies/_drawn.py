@@ -57,16 +57,13 @@ def fit(model: Npgmf, data: SyntheticLOCO, **trainer: Any) -> Npgmf:
     return model.eval().cpu()
 
 
-class DrawnCategory:
-    """Features of all images of a category, 60 training images among them; drawn if they are not there yet.
+class Pictures:
+    """Features of all images of a folder in MVTec LOCO AD's layout.
 
     Args:
-        root: Folder of the drawn images.
-        category: Name of the category.
-        seed: Seed of the images.
+        folder: The folder.
         backbone: Frozen network; its levels are kept.
         size: Height and width that the network sees.
-        tests: Number of test images of each kind.
 
     Attributes:
         paths: Every image.
@@ -76,22 +73,38 @@ class DrawnCategory:
     """
 
     @torch.no_grad()
+    def __init__(self, folder: Path, backbone: Backbone, size: tuple[int, int] = SIZE) -> None:
+        self.paths = [path for name in FOLDERS for path in sorted((folder / name).glob("*.png"))]
+        self.train = [i for i, path in enumerate(self.paths) if path.parts[-3] == "train"]
+        mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+        resize = AntialiasedResize(size)
+        images, levels = [], []
+        for start in range(0, len(self.paths), 8):
+            pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in self.paths[start : start + 8]])
+            batch = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
+            images.append(batch if tuple(batch.shape[-2:]) == size else resize(batch))
+            levels.append(backbone(images[-1]))
+        self.images = torch.cat(images)
+        self.features = dict(zip(backbone.levels, map(torch.cat, zip(*levels, strict=True)), strict=True))
+
+
+class DrawnCategory(Pictures):
+    """Features of all images of a drawn category, 60 training images among them; drawn if they are not there yet.
+
+    Args:
+        root: Folder of the drawn images.
+        category: Name of the category.
+        seed: Seed of the images.
+        backbone: Frozen network; its levels are kept.
+        size: Height and width that the network sees.
+        tests: Number of test images of each kind.
+    """
+
     def __init__(
         self, root: Path, category: str, seed: int, backbone: Backbone, size: tuple[int, int] = SIZE, tests: int = 20
     ) -> None:
         plan = DrawingPlan(category, SIZE, 60, 20, tests, tests, tests, seed)
-        folder = ensure_drawn(root / f"seed{seed}", plan)
-        self.paths = [path for name in FOLDERS for path in sorted((folder / name).glob("*.png"))]
-        self.train = [i for i, path in enumerate(self.paths) if path.parts[-3] == "train"]
-        mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-        resize = AntialiasedResize(size) if size != SIZE else torch.nn.Identity()
-        images, levels = [], []
-        for start in range(0, len(self.paths), 8):
-            pixels = np.stack([np.asarray(Image.open(path)) for path in self.paths[start : start + 8]])
-            images.append(resize(((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)))
-            levels.append(backbone(images[-1]))
-        self.images = torch.cat(images)
-        self.features = dict(zip(backbone.levels, map(torch.cat, zip(*levels, strict=True)), strict=True))
+        super().__init__(ensure_drawn(root / f"seed{seed}", plan), backbone, size)
 
 
 def smoothed(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,136 @@
+"""What whitening and the memory bank of regions owe to their choices, on drawn images and on photographs.
+
+    python studies/bank_study.py --root drawings --photographs FOLDER
+
+FOLDER holds MVTec LOCO AD's juice_bottle. No training: features come from the frozen network of preset small, whose
+weights are installed with the package. Images are of development seeds; no benchmark of drawn images uses them. A cell,
+a category and a seed, that is in the results file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _common import Row, options
+from _drawn import DEFAULTS, DrawnCategory, Pictures, collect, long, scores, smoothed
+from torch import Tensor
+
+from anomalib_npgmf.backbone.network import Backbone
+from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
+from anomalib_npgmf.config import COMPOSITIONS, PRESETS
+from anomalib_npgmf.structural import MemoryBank
+from anomalib_npgmf.structural.model import concatenated
+
+PHOTOGRAPHS = "juice_bottle"
+LEVELS = (3, 4, 5)
+RATIO = PRESETS["small"].structural.coreset_ratio
+# levels, whether patches are averaged over 3 x 3, weight of each level in the whitened features (None: not whitened)
+BANKS: dict[str, tuple[tuple[int, ...], bool, tuple[float, ...] | None]] = {
+    "levels 3, 4": ((3, 4), True, None),
+    "levels 3, 4, whitened, weights 1 : 1": ((3, 4), True, (1.0, 1.0)),
+    "levels 3, 4, whitened, weights 1 : 1/2 (preset small)": ((3, 4), True, (1.0, 0.5)),
+    "levels 3, 4, whitened, weights 1 : 1/2, not averaged": ((3, 4), False, (1.0, 0.5)),
+    "levels 4, 5, not averaged, not whitened": ((4, 5), False, None),
+    "levels 4, 5, averaged, whitened, weights 1 : 1": ((4, 5), True, (1.0, 1.0)),
+    "levels 4, 5, not averaged, whitened, weights 1 : 1 (regions)": ((4, 5), False, (1.0, 1.0)),
+    "level 4, not averaged, whitened": ((4,), False, (1.0,)),
+    "level 5, not averaged, whitened": ((5,), False, (1.0,)),
+}
+SMALL = COMPOSITIONS["small"]
+COMPOSED = {
+    "histograms of levels 3, 4": CompositionConfig(),
+    "histograms of levels 3, 4, 5": CompositionConfig(levels=LEVELS),
+}
+MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+
+def bank_maps(
+    levels: Sequence[Tensor], train: Sequence[int], averaged: bool, weights: Iterable[float] | None
+) -> Tensor:
+    """Distance [N, 1, h, w] of every patch of all images from the nearest of the training images' bank."""
+    if averaged:
+        levels = [F.avg_pool2d(level, 3, 1, 1) for level in levels]
+    whiten = None if weights is None else [(len(level[0]), w) for level, w in zip(levels, weights, strict=True)]
+    bank, patches = MemoryBank(RATIO, whiten=whiten), concatenated(levels)
+    bank.append(patches[list(train)].flatten(1, 2))
+    bank.finish()
+    return torch.cat([bank.search(image.flatten(0, 1)) for image in patches]).view(patches.shape[:3]).unsqueeze(1)
+
+
+def composed(pictures: Pictures, config: CompositionConfig) -> CompositionBranch:
+    """A composition branch that is fitted to the training images."""
+    levels = [pictures.features[level] for level in config.read_levels]
+    branch = CompositionBranch(config.read_levels, [level.shape[1] for level in levels], config)
+    keys = [str(pictures.paths[i]) for i in pictures.train]
+    branch.collect([level[pictures.train] for level in levels], keys, torch.zeros(len(keys), 3, 8, 8))
+    branch.finish()
+    return branch
+
+
+@torch.no_grad()
+def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
+    """Image AUROC by kind of anomaly of every variant; of banks also AU-sPRO."""
+    found = {}
+    for name, (levels, averaged, weights) in BANKS.items():
+        raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, weights)
+        found[f"bank: {name}"] = scores(
+            pictures.paths, smoothed(raw, (256, 256)).amax((1, 2, 3)), smoothed(raw, (256, 256))
+        )
+        found[f"bank: {name}, score not smoothed"] = scores(pictures.paths, raw.amax((1, 2, 3)))
+    for name, config in COMPOSED.items():
+        distance = distances(pictures, composed(pictures, config))
+        found[f"composition: {name}"] = scores(pictures.paths, distance)
+    branch = composed(pictures, SMALL)
+    for margin in MARGINS:
+        branch.margin[-1] = margin
+        found[f"composition: and regions less {margin}"] = scores(pictures.paths, distances(pictures, branch))
+    return found
+
+
+def distances(pictures: Pictures, branch: CompositionBranch) -> Tensor:
+    """Composition distance of every image, [N]."""
+    levels = LEVELS if branch.regions is not None or 5 in branch.levels else branch.levels
+    blocks = zip(*(pictures.features[level].split(16) for level in levels), strict=True)
+    return torch.cat([branch(block, (8, 8)).distance for block in blocks])
+
+
+def table_rows(cells: Mapping[str, Any]) -> list[Row]:
+    """AUROC and sPRO@0.05 of each variant: the photographs, then logical / structural of the drawn categories."""
+    rows = []
+    for name, of_name in long(cells).groupby("name", sort=False):
+        real = of_name.category == PHOTOGRAPHS
+        photographs = of_name[real].groupby("column").value.mean()
+        drawn = of_name[~real].groupby("column").value.mean()
+        row: Row = {"variant": str(name)}
+        for metric in ("AUROC", "sPRO"):
+            if f"{metric} logical" in photographs:
+                row[f"{metric} {PHOTOGRAPHS}"] = f"{photographs[f'{metric} logical']:.1f}"
+            if f"{metric} logical" in drawn:
+                row[f"{metric} drawn"] = " / ".join(
+                    f"{drawn[f'{metric} {kind}']:.1f}" for kind in ("logical", "structural")
+                )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
+    args: argparse.Namespace = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories)
+    backbone = Backbone(PRESETS["small"].backbone, LEVELS)
+    backbone.load_weights(None)
+
+    def cell(category: str, seed: int) -> Any:
+        if category == PHOTOGRAPHS:
+            return measure(Pictures(args.photographs / category, backbone)) if seed == args.seeds[0] else {}
+        return measure(DrawnCategory(args.root, category, seed, backbone))
+
+    collect("bank_study", args, table_rows, cell)
+
+
+if __name__ == "__main__":
+    main()
