@@ -146,8 +146,9 @@ class CodeHistograms(nn.Module):
 
         Of a code with the share s of a cell's patches, where normal images have m, the fraction ``max(0, s - m) / s``
         is surplus: of six parts where five are normal it is one sixth, of a part that never occurs it is one. A patch
-        shows the surplus of its codes in its cell, averaged over codebooks, sizes and levels. A missing part leaves no
-        trace but the slightly larger share of what lies in its place.
+        shows the surplus of its codes in its cell, averaged over codebooks and sizes. Only the finest level is shown: a
+        patch of a coarser one covers what lies beside the surplus as well. A missing part leaves no trace but the
+        slightly larger share of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.
@@ -169,7 +170,9 @@ class CodeHistograms(nn.Module):
             cells = histogram.shape[2:]
             shares = histogram.square() - _EPSILON
             normal_shares = (variation.mean.unflatten(1, cells).square() - _EPSILON).clamp_min(0)
-            surplus = surplus + self._surplus(memberships, shares, normal_shares, size) / len(self.inputs)
+            if index == min(self.inputs):
+                number = self.inputs.count(index)
+                surplus = surplus + self._surplus(memberships, shares, normal_shares, size) / number
             parts = (weight * contributions).unflatten(2, cells)
             evidence.append(Evidence(memberships, shares, normal_shares, parts, examples))
         return HistogramOutput(squared, surplus, evidence)

@@ -25,7 +25,7 @@ from anomalib_npgmf.composition.regions import RegionBank, RegionExplanation, ex
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
 from anomalib_npgmf.precision import in_single_precision
 
-MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
+GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
 _DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
@@ -36,7 +36,7 @@ class CompositionOutput(NamedTuple):
 
     Attributes:
         distance: Composition distance of each image, [B]: the largest score, in standard deviations above the mean
-            normal image, minus the margin of all but the first. Below zero for typical images.
+            normal image, minus the margin of grids. Below zero for typical images.
         count_distance: The largest score of a histogram alone, [B], without the regions.
         anomaly_map: What is too much: the largest surplus of a position in any histogram, [B, 1, H, W], in [0, 1]; see
             `CodeHistograms.forward`.
@@ -56,7 +56,7 @@ class CompositionBranch(nn.Module):
     Whole-image histograms ignore positions and count best; those of grids detect what lies in the wrong place or does
     not belong together; a memory bank of regions, where the settings ask for it, what is unlike any normal part. The
     distance of each is standardised by its mean and standard deviation over normal images, and the largest decides.
-    Scores of grids and regions are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four
+    Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four
     training images nothing is standardised, and only whole-image histograms count.
 
     The map shows what is too much. What is missing it cannot show; the logical branch can, where parts have places.
@@ -112,7 +112,7 @@ class CompositionBranch(nn.Module):
         further = len(config.grids) + (self.regions is not None)
         self.register_buffer("mean", torch.zeros(1 + further))
         self.register_buffer("std", torch.ones(1 + further))
-        self.register_buffer("margin", torch.tensor([0.0] + [MARGIN] * further), persistent=False)
+        self.register_buffer("margin", self._margins(config), persistent=False)
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
@@ -212,6 +212,10 @@ class CompositionBranch(nn.Module):
         super().__setstate__(state)
         if "_counted" not in self.__dict__:
             self._counted, self._regions, self.regions = list(range(len(self.levels))), [], None
+
+    def _margins(self, config: CompositionConfig) -> Tensor:
+        regions = [] if self.regions is None else [0.0]
+        return torch.tensor([0.0] + [GRID_MARGIN] * len(config.grids) + regions)
 
     def _all(self) -> list[CodeHistograms]:
         return [part for part in self.histograms if isinstance(part, CodeHistograms)]

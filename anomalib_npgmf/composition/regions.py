@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_npgmf.composition.explanation import third_of
-from anomalib_npgmf.distributed import gather_list
+from anomalib_npgmf.distributed import gather_list, process_rank, raise_together
 from anomalib_npgmf.structural.bank import MemoryBank
 from anomalib_npgmf.structural.model import concatenated
-from anomalib_npgmf.structural.search import nearest
 
 CORESET_RATIO = 0.1
+_FOLDS = 5
+_COLLECT_BYTES = 1 << 30
 
 
 class RegionExplanation(NamedTuple):
@@ -75,7 +76,12 @@ class RegionBank(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.bank = MemoryBank(CORESET_RATIO, whiten=[(count, 1.0) for count in channels])
+        self.channels = tuple(channels)
+        self.bank = self._bank()
+
+    def _bank(self, patches: int = 0) -> MemoryBank:
+        ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # of a handful of regions keep all
+        return MemoryBank(ratio, whiten=[(count, 1.0) for count in self.channels], collect_bytes=_COLLECT_BYTES)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
         """Collect the regions of normal images.
@@ -90,27 +96,34 @@ class RegionBank(nn.Module):
         """Select the bank; in a distributed run every process must call this.
 
         Returns:
-            Of each image in the order of the keys, [N], the largest distance of a region from those of the *other*
-            images that the bank holds; on ranks other than 0 nothing, [0].
+            Of each image in the order of the keys, [N], the largest distance of a region from a bank of other images
+            (cross-validation in five parts); on ranks other than 0 nothing, [0].
         """
-        collector = self.bank.collector
-        if CORESET_RATIO * sum(gather_list([collector.num_patches])) < 1:
-            self.bank.coreset_ratio = 1.0  # a handful of regions: keep them all
-        rows = self.bank.finish().to(self.bank.norms.device)
-        return self._held_out(collector.ordered(), rows) if len(rows) else rows.float()
+        collector, found = self.bank.collector, torch.empty(0)
+        collector.gather(self.bank.norms.device)
+        with raise_together():
+            if process_rank() == 0:
+                blocks = collector.ordered()
+                found = self._cross_validated(blocks, collector.num_patches // max(1, len(blocks)))
+        self.bank.coreset_ratio = self._bank(sum(gather_list([collector.num_patches]))).coreset_ratio
+        self.bank.finish()
+        return found
 
-    def _held_out(self, blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
-        """Largest distances of the images' whitened patches from those of other images in the bank."""
-        lengths = torch.tensor([len(block) for block in blocks], device=rows.device)
-        owners = torch.bucketize(rows, lengths.cumsum(0), right=True)
-        found = []
-        for number, block in enumerate(blocks):
-            others = owners != number
-            if not bool(others.any()):
-                others = owners == number
-            distances, _ = nearest(block.float(), self.bank.embeddings[others], self.bank.norms[others])
-            found.append(distances.max())
-        return torch.stack(found)
+    def _cross_validated(self, blocks: Sequence[Tensor], patches: int) -> Tensor:
+        """Largest distance of each image, [N]; ``patches`` is their number per image before thinning.
+
+        Whitening and coreset know the images that they were fitted to, so their own distances would be too small.
+        """
+        largest = torch.zeros(len(blocks))
+        for fold in range(min(_FOLDS, len(blocks))):
+            others = [block.clone() for number, block in enumerate(blocks) if number % _FOLDS != fold]
+            if not others:
+                break  # a single image
+            bank = self._bank(len(others) * patches)
+            bank.build(others, len(others) * patches)
+            for number in range(fold, len(blocks), _FOLDS):
+                largest[number] = bank.search(blocks[number]).max()
+        return largest
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Distance of each region from the nearest normal one.

@@ -50,7 +50,7 @@ class MemoryBank(nn.Module):
     Example:
         >>> bank = MemoryBank(coreset_ratio=0.5)
         >>> bank.append(torch.tensor([[[0.0, 0.0], [0.0, 0.1], [3.0, 4.0], [3.0, 4.1]]]))
-        >>> rows = bank.finish()
+        >>> bank.finish()
         >>> len(bank), bank.search(torch.tensor([[3.0, 5.0], [3.0, 4.1]]))
         (2, tensor([0.9000, 0.0000]))
     """
@@ -106,7 +106,7 @@ class MemoryBank(nn.Module):
         """
         self.collector.append(patches, keys)
 
-    def finish(self, *, progress: bool = False) -> Tensor:
+    def finish(self, *, progress: bool = False) -> None:
         """Select the coreset of all collected patches, store it as the bank, and free the rest.
 
         In a distributed run every process must call this, also one without images: rank 0 selects, and all get the same
@@ -114,10 +114,6 @@ class MemoryBank(nn.Module):
 
         Args:
             progress: Show a progress bar.
-
-        Returns:
-            Numbers ``[M]`` of the selected patches among all, which are in the order of their keys; empty on other
-            ranks than 0.
 
         Raises:
             ValueError: If nothing was collected or the bank would be empty. In a distributed run every process raises.
@@ -128,12 +124,11 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         device = next((block.device for block in collector.blocks.values()), self.center.device)
         collector.gather(device)
-        rows = torch.empty(0, dtype=torch.int64)
         with raise_together():
             if process_rank() == 0:
-                rows = self._build(collector, progress=progress)
+                # Not concatenated: a contiguous copy would double the memory needed.
+                self.build(collector.ordered(), collector.num_patches, progress=progress)
         self._broadcast(device)
-        return rows
 
     def search(self, queries: Tensor) -> Tensor:
         """Return the distance of every query to its nearest patch in the bank (eqs. 9 and 10).
@@ -180,16 +175,24 @@ class MemoryBank(nn.Module):
     def _new_collector(self) -> PatchCollector:
         return PatchCollector(self.dtype, budget=self.collect_bytes, ratio=self.coreset_ratio, seed=self.seed)
 
-    def _build(self, collector: PatchCollector, *, progress: bool) -> Tensor:
-        size = int(self.coreset_ratio * collector.num_patches)
+    def build(self, blocks: list[Tensor], num_patches: int, *, progress: bool = False) -> None:
+        """Select the coreset of these patches and store it as the bank; this process alone.
+
+        Args:
+            blocks: Patches ``[n_i, d]``; with whitening they are overwritten by whitened ones.
+            num_patches: Number of which to keep ``coreset_ratio``: that of before thinning.
+            progress: Show a progress bar.
+
+        Raises:
+            ValueError: If the bank would be empty, or a patch does not fit its precision.
+        """
+        size = int(self.coreset_ratio * num_patches)
         if size == 0:
             msg = (
-                f"A coreset ratio of {self.coreset_ratio} of {collector.num_patches} patches leaves an empty memory "
+                f"A coreset ratio of {self.coreset_ratio} of {num_patches} patches leaves an empty memory "
                 "bank; raise the ratio or train on more images."
             )
             raise ValueError(msg)
-        # Not concatenated: a contiguous copy would double the memory needed.
-        blocks = collector.ordered()
         if self.whiten is not None:
             self.center, self.metric = whitening(blocks, self.whiten)
             for block in blocks:  # in place, for the same reason
@@ -199,7 +202,6 @@ class MemoryBank(nn.Module):
             self.fill(_take(blocks, rows))
         else:
             self._store(_take(blocks, rows))
-        return rows
 
     def fill(self, patches: Tensor) -> None:
         """Store these patches as the bank, without selection and whitening.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.composition.histogram import CodeHistograms, cell_means
-from anomalib_npgmf.composition.model import MARGIN
+from anomalib_npgmf.composition.model import GRID_MARGIN
 
 SIDE = 8
 CONFIG = CompositionConfig(levels=(3,), codebook_sizes=(3,), codebooks=1, grids=(2,), grid_codebook_sizes=(3,))
@@ -49,7 +49,7 @@ def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch)
     output = branch([images], (SIDE, SIDE))
     squared = torch.stack([part([images], (SIDE, SIDE))[0] for part in branch.histograms])
     unit = (squared.sqrt() - branch.mean[:, None]) / branch.std[:, None]
-    expected = torch.maximum(unit[0], unit[1] - MARGIN)
+    expected = torch.maximum(unit[0], unit[1] - GRID_MARGIN)
     assert torch.allclose(output.distance, expected, atol=1e-4)
     surplus = torch.stack([part([images], (SIDE, SIDE)).surplus for part in branch.histograms])
     assert torch.equal(output.anomaly_map, surplus.amax(dim=0))
