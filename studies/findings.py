@@ -13,7 +13,7 @@ from _common import RESULTS, ROOT, fill, load, table
 from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.plan import load_plan
-from anomalib_npgmf.benchmark.results import LOCO, Group, load_results
+from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group, load_results
 from anomalib_npgmf.benchmark.tables import spread
 
 METRICS = list(LOCO)
@@ -93,7 +93,7 @@ PARTS = {
     "eq. 11 (1:3)": "1:3",
     "maximum of the calibrated maps": "maximum",
     "composition": "composition",
-    "eq. 11 and composition (`plus`)": "merged",
+    "eq. 11 and composition": "merged",
 }
 CODES = {"without codebooks": "learned", "with codebooks": "logical", "trained on edited code maps": "edited_codes"}
 CODE_GAPS = {
@@ -124,7 +124,7 @@ def parts(found: Found, *, differences: bool = True) -> str:
     ]
     if differences:
         for other in ("1:3", "structural"):
-            title = f"`plus` less {'eq. 11' if other == '1:3' else 'the structural branch'}"
+            title = f"merged less {'eq. 11' if other == '1:3' else 'the structural branch'}"
             rows.append({"map": title} | dict(zip(METRICS, less(found, "merged", other), strict=True)))
     return table(rows)
 
@@ -150,7 +150,7 @@ def networks(found: Found, other: Found) -> str:
 
 
 def costs(found: Found) -> str:
-    """``plus`` less the best single part of each category and metric, the part chosen by its mean over seeds."""
+    """The merged map less the best single part of each category and metric, the part chosen by its mean over seeds."""
     single = [name for name in PARTS.values() if name not in ("merged", "maximum")]
     rows = []
     for category in found["merged"].index.unique("category"):
@@ -202,6 +202,22 @@ def photographs() -> str:
     return table(rows)
 
 
+def damage() -> str:
+    """Parts and merged map on photographs of damaged things, with the cost of the training."""
+    rows = []
+    (group,) = groups("photographs")
+    for category in group.measured_categories:
+        (record,) = (record for (name, _), record in group.records.items() if name == category)
+        for title, name in (("structural", "structural"), ("eq. 11 (preset `small`)", "1:3"), ("merged", "merged")):
+            row = {"category": category.removesuffix("_reduced"), "map": title}
+            row |= {metric: spread(group.of_category(category, name, metric)) for metric in PLAIN}
+            if name == "merged":
+                row["fit, s"] = f"{record['seconds']['fit']:.0f}"
+                row["peak memory, MiB"] = f"{record['peak_memory']['resident_mib']:.0f}"
+            rows.append(row)
+    return table(rows)
+
+
 def thresholds() -> str:
     """Every rule for the whole model, the model's own for each part."""
     rows = load("threshold")["rows"]
@@ -221,13 +237,19 @@ def main() -> None:
         "codebooks": codebooks(priors),
         "one model": table(one_model_rows(load("one_model")["cells"])),
         "merging": table(load("merging_study")["rows"]),
+        "bank": table(load("bank_study")["rows"]),
         "threshold": thresholds(),
         "composition": table(load("composition_study")["rows"]),
     }
     fill(ROOT / "docs" / "findings.md", content)
     fill(
         ROOT / "README.md",
-        {"results": parts(found, differences=False), "models": models(), "photographs": photographs()},
+        {
+            "results": parts(found, differences=False),
+            "models": models(),
+            "photographs": photographs(),
+            "damage": damage(),
+        },
     )
 
 

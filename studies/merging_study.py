@@ -30,12 +30,16 @@ PHOTOGRAPHS = "juice_bottle"
 
 
 class Maps(NamedTuple):
-    """Of some images: both branches' smoothed maps and the smoothed surplus, [N, 1, H, W], and scores c, [N]."""
+    """Of some images: both branches' smoothed maps and the smoothed surplus, [N, 1, H, W].
+
+    Beside them the composition's scores c, [N], and those of its histograms alone.
+    """
 
     logical: Tensor
     structural: Tensor
     surplus: Tensor
     composition: Tensor
+    counted: Tensor
 
 
 def data_of(args: argparse.Namespace, category: str, seed: int) -> AnomalibDataModule:
@@ -67,9 +71,12 @@ def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[
             paths += [Path(path) for path in batch.image_path if not found]
             maps = net.branch_maps(model.pre_processor(batch.image)).maps
             surplus = merger.blur(merger.resize(maps["composition"]))
-            c = merger.composition.of_distance(maps["distance"]) + COMPOSITION_MARGIN
+            c, counted = (
+                merger.composition.of_distance(maps[name]) + COMPOSITION_MARGIN
+                for name in ("distance", "count_distance")
+            )
             branches = (merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES)
-            kept.append(Maps(*branches, surplus, c))
+            kept.append(Maps(*branches, surplus, c, counted))
         found.append(Maps(*map(torch.cat, zip(*kept, strict=True))))
     return paths, found[0], found[1]
 
@@ -83,7 +90,7 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         planes = [(of(maps) - peaks.mean()) / peaks.std() for maps in (test, normal)]
         return planes[0].amax((1, 2, 3)), planes[0], planes[1][..., ::4, ::4].flatten()
 
-    c, r = test.composition, test.surplus
+    c, counted, r = test.composition, test.counted, test.surplus
     s, plane, pixels = unit(lambda maps: maps.logical + 3 * maps.structural)
     branches = {
         "logical branch": unit(lambda maps: maps.logical),
@@ -91,19 +98,22 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         "eq. 11": (s, plane, pixels),
         "maximum": unit(lambda maps: torch.maximum(maps.logical, maps.structural)),
     }
-    found = {name: values[:2] for name, values in branches.items()} | {"composition": (c, c.view(-1, 1, 1, 1) * r)}
+    found = {name: values[:2] for name, values in branches.items()} | {
+        "composition": (c, counted.view(-1, 1, 1, 1) * r)
+    }
 
     def marked(weight: float = SURPLUS_WEIGHT, cap: float = LARGEST_SCORE, level: float = NORMAL_LEVEL) -> Tensor:
-        shown = weight * (c - COMPOSITION_MARGIN).clamp(0, cap).view(-1, 1, 1, 1) * r
+        shown = weight * (counted - COMPOSITION_MARGIN).clamp(0, cap).view(-1, 1, 1, 1) * r
         return plane.maximum(plane.minimum(pixels.quantile(level)) + shown)
 
     for margin in (0.0, 0.25, 0.5):
         found[f"score: larger of eq. 11 and composition - {margin}"] = s.maximum(c - margin), marked()
+    found["score: larger of eq. 11 and histograms - 0.25"] = s.maximum(counted - 0.25), marked()
     for name in ("structural branch", "maximum"):
         found[f"score: larger of {name} and composition - 0.25"] = branches[name][0].maximum(c - 0.25), marked()
     found["score: root of the sum of squares"] = (s.relu().square() + c.relu().square()).sqrt(), marked()
     chosen = s.maximum(c - COMPOSITION_MARGIN)
-    found["map: larger of eq. 11 and score x surplus"] = chosen, plane.maximum(c.view(-1, 1, 1, 1) * r)
+    found["map: larger of eq. 11 and score x surplus"] = chosen, plane.maximum(counted.view(-1, 1, 1, 1) * r)
     for name, plan in {
         "as in the model": {},
         "weight 2": {"weight": 2.0},
@@ -115,6 +125,12 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
     }.items():
         found[f"map: {name}"] = chosen, marked(**plan)
     return found
+
+
+def measure(args: argparse.Namespace, category: str, seed: int) -> dict[str, dict[str, float]]:
+    """AUROC and AU-sPRO of every rule."""
+    paths, test, normal = read_maps(args, category, seed)
+    return {name: scores(paths, *values) for name, values in rules(test, normal).items()}
 
 
 def table_rows(cells: Mapping[str, Any]) -> list[Row]:
@@ -137,11 +153,7 @@ def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
     args = options(__doc__, epochs=12, root=Path, photographs=Path, seeds=[100], categories=categories)
 
-    def measure(category: str, seed: int) -> dict[str, dict[str, float]]:
-        paths, test, normal = read_maps(args, category, seed)
-        return {name: scores(paths, *values) for name, values in rules(test, normal).items()}
-
-    collect("merging_study", args, table_rows, measure)
+    collect("merging_study", args, table_rows, lambda category, seed: measure(args, category, seed))
 
 
 if __name__ == "__main__":

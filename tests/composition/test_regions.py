@@ -10,6 +10,7 @@ from torch import Tensor
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig, Explanation, RegionExplanation
 from anomalib_npgmf.composition.regions import RegionBank, explain_region
 from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.moved import former_choices
 from anomalib_npgmf.structural.whitening import whitening
 
 CONFIG = CompositionConfig(
@@ -187,3 +188,22 @@ def test_preset_small_has_regions_and_plus_has_none() -> None:
     assert plus.composition == CompositionConfig()
     assert not plus.structural.whiten
     assert resolve("fast", {}, composition=True).composition == CompositionConfig()
+
+
+def test_files_of_before_have_no_regions() -> None:
+    """Of version 0.1, whose files name no configuration; and a module that was pickled without them."""
+    former = former_choices(resolve("small", {}, composition=True))
+    assert former.composition == CompositionConfig()
+    assert not former.structural.whiten
+    assert former_choices(resolve("small", {}, composition={"levels": (4,)})).composition == CompositionConfig(
+        levels=(4,)
+    )
+    assert former_choices(resolve("small", {})).composition is None
+    branch = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "region_levels": ()}))
+    state = branch.__getstate__()
+    for name in ("_counted", "_regions", "regions"):
+        state.pop(name, None)
+    restored = CompositionBranch.__new__(CompositionBranch)
+    restored.__setstate__(state)
+    levels = features(2, 5)[:1]
+    assert torch.equal(restored(levels, (16, 16)).distance, branch(levels, (16, 16)).distance)
