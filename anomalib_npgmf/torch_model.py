@@ -1,7 +1,6 @@
 """NPGMF in pure torch: backbones, the two branches and their merging."""
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -10,52 +9,16 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
-from anomalib_npgmf.composition import CompositionBranch, Explanation, RegionExplanation
+from anomalib_npgmf.composition import CompositionBranch
 from anomalib_npgmf.config import ModelConfig
 from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.merging.rule import MapMerger
+from anomalib_npgmf.outputs import BranchMaps, Features
 from anomalib_npgmf.precision import at_least_single
 from anomalib_npgmf.structural.model import StructuralBranch
 
 PARTS = ("logical", "structural", "composition")
 SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
-
-
-class Features(NamedTuple):
-    """Frozen features for each part of the model; empty for a part that is not in use.
-
-    Attributes:
-        logical: Levels of the encoder that the logical branch uses, standardised, finest first.
-        structural: The memory bank's levels.
-        composition: The composition branch's levels.
-    """
-
-    logical: list[Tensor]
-    structural: list[Tensor]
-    composition: list[Tensor]
-
-
-class BranchMaps(NamedTuple):
-    """Raw results of the branches for a batch.
-
-    Attributes:
-        maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
-            ``"count_distance"`` of each image, [B].
-        reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
-            that branch, or without ``details``.
-        explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
-            without composition branch, or without ``details``.
-    """
-
-    maps: dict[str, Tensor]
-    reconstruction: Tensor | None
-    explanations: list[Explanation | RegionExplanation]
-
-    def alone(self, part: str) -> dict[str, Tensor]:
-        """What `NpgmfModel.merge` needs to know of one part."""
-        names = (part, "distance", "count_distance") if part == "composition" else (part,)
-        return {name: self.maps[name] for name in names}
 
 
 class NpgmfModel(nn.Module):

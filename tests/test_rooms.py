@@ -21,8 +21,9 @@ ALLOWED = {
     "metrics": {"distributed", "disk"},
     "data": {"disk", "host", "fields"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone", "fields"},
-    "torch_model": {*PARTS, *BASE, "config"},
-    "host": {*PARTS, *BASE, "config", "torch_model", "metrics"},
+    "outputs": {"composition"},
+    "torch_model": {*PARTS, *BASE, "config", "outputs"},
+    "host": {*PARTS, *BASE, "config", "torch_model", "outputs", "metrics"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},
     "lightning_model": {*PARTS, *BASE, "config", "torch_model", "host", "export"},
     "calibrate": {"host", "export", "lightning_model"},

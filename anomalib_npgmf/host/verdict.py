@@ -145,7 +145,7 @@ def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]
 
     Args:
         merger: A calibrated one.
-        maps: Raw maps by part, see `anomalib_npgmf.torch_model.BranchMaps`.
+        maps: Raw maps by part, see `anomalib_npgmf.outputs.BranchMaps`.
 
     Returns:
         [B] by part, on the scale of the merged score.

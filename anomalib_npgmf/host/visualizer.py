@@ -17,7 +17,7 @@ from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
 from anomalib_npgmf.host.places import picture_path
 from anomalib_npgmf.merging.rule import MapMerger
-from anomalib_npgmf.torch_model import BranchMaps
+from anomalib_npgmf.outputs import BranchMaps
 
 
 def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:

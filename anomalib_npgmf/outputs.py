@@ -1,0 +1,44 @@
+"""What the torch model computes on the way to the merged map."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from anomalib_npgmf.composition import Explanation, RegionExplanation
+
+
+class Features(NamedTuple):
+    """Frozen features for each part of the model; empty for a part that is not in use.
+
+    Attributes:
+        logical: Levels of the encoder that the logical branch uses, standardised, finest first.
+        structural: The memory bank's levels.
+        composition: The composition branch's levels.
+    """
+
+    logical: list[Tensor]
+    structural: list[Tensor]
+    composition: list[Tensor]
+
+
+class BranchMaps(NamedTuple):
+    """Raw results of the branches for a batch.
+
+    Attributes:
+        maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
+            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
+            ``"count_distance"`` of each image, [B].
+        reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
+            that branch, or without ``details``.
+        explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
+            without composition branch, or without ``details``.
+    """
+
+    maps: dict[str, Tensor]
+    reconstruction: Tensor | None
+    explanations: list[Explanation | RegionExplanation]
+
+    def alone(self, part: str) -> dict[str, Tensor]:
+        """What `anomalib_npgmf.torch_model.NpgmfModel.merge` needs to know of one part."""
+        names = (part, "distance", "count_distance") if part == "composition" else (part,)
+        return {name: self.maps[name] for name in names}
