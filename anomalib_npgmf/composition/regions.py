@@ -99,8 +99,9 @@ class RegionBank(nn.Module):
             Of each image in the order of the keys, [N], the largest distance of a region from a bank of other images
             (cross-validation in five parts); on ranks other than 0 nothing, [0].
         """
-        collector, found = self.bank.collector, torch.empty(0)
-        collector.gather(self.bank.norms.device)
+        collector, device = self.bank.collector, self.bank.norms.device
+        found = torch.empty(0, device=device)
+        collector.gather(device)
         with raise_together():
             if process_rank() == 0:
                 blocks = collector.ordered()
@@ -114,12 +115,13 @@ class RegionBank(nn.Module):
 
         Whitening and coreset know the images that they were fitted to, so their own distances would be too small.
         """
-        largest = torch.zeros(len(blocks))
+        largest = torch.zeros(len(blocks), device=self.bank.norms.device)
         for fold in range(min(_FOLDS, len(blocks))):
             others = [block.clone() for number, block in enumerate(blocks) if number % _FOLDS != fold]
             if not others:
                 break  # a single image
-            bank = self._bank(len(others) * patches)
+            with largest.device:
+                bank = self._bank(len(others) * patches)
             bank.build(others, len(others) * patches)
             for number in range(fold, len(blocks), _FOLDS):
                 largest[number] = bank.search(blocks[number]).max()

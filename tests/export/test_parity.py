@@ -85,7 +85,7 @@ def test_the_test_is_a_hard_one(exported: Exported, loaded: Npgmf) -> None:
     assert torch.equal(bank[:40], bank[-40:])
     with torch.no_grad():
         maps = loaded.model.branch_maps(loaded.pre_processor(read(exported.images[-1]))).maps
-    assert maps["structural"].min() < 1e-3
+    assert maps["structural"].min() < 5e-3  # no distance, but for rounding in whitened features
 
 
 def test_a_fresh_process_of_the_engine_agrees(exported: Exported) -> None:

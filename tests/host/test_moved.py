@@ -79,10 +79,10 @@ def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None
     merger = CompositionMerger()
     merger.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), normal_level=1.0)
     branches, surplus, distance = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([9.0])
-    expected = merger(branches, surplus, distance)
+    expected = merger(branches, surplus, distance, distance)
     assert (expected.maps > merger.of_branches(branches)).any()
     merger.normal_level.fill_(-torch.inf)
-    found = merger(branches, surplus, distance)
+    found = merger(branches, surplus, distance, distance)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.maps, merger.of_branches(branches))
 
@@ -104,7 +104,7 @@ def of_before(preset: str) -> tuple[Npgmf, dict[str, Any]]:
     given = arguments_of(preset)
     former = {"dilations": "level", "rectify_embedding": False, "decoder_blocks": BLOCKS[preset]}
     torch.manual_seed(0)
-    model = Npgmf(**given | {"logical": given["logical"] | former}).eval()
+    model = Npgmf(**given | {"logical": given["logical"] | former, "structural": {"whiten": False}}).eval()
     model.model.merger.calibrate({"logical": (1.0, 0.5)})
     metadata = {name: value for name, value in model.describe().items() if name != "configuration"}
     state = {name: value.clone() for name, value in model.state_dict().items()}

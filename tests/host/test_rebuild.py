@@ -24,6 +24,11 @@ CHANGES: dict[str, Any] = {
     "structural": {"coreset_ratio": 0.5, "levels": [3]},
     "learning_rate": 3e-3,
 }
+# The same with what versions before knew.
+FORMER = CHANGES | {
+    "composition": COMPOSITION | {"levels": (3, 4), "region_levels": ()},
+    "structural": {"coreset_ratio": 0.5, "levels": [3], "whiten": False},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +58,20 @@ def train(category: Path, root: Path, **changes: Any) -> tuple[Npgmf, Path]:
 @pytest.fixture(scope="module")
 def trained(category: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Npgmf, Path]:
     return train(category, tmp_path_factory.mktemp("run"), **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def trained_before(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(category, tmp_path_factory.mktemp("before"), **FORMER)[1]
+
+
+@pytest.fixture
+def former_checkpoint(trained_before: Path) -> dict[str, Any]:
+    """As versions before wrote it, without the configuration."""
+    loaded: dict[str, Any] = torch.load(trained_before, weights_only=True)
+    del loaded[KEY]["configuration"]
+    loaded["hyper_parameters"] |= CHANGES  # they had no name for what has come since
+    return loaded
 
 
 @pytest.fixture
@@ -167,25 +186,25 @@ def test_presets_may_change(trained: tuple[Npgmf, Path], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_checkpoints_without_configuration(checkpoint: dict[str, Any], bare: bool) -> None:
-    """As versions before wrote them: the arguments of the training are there, and the names of network and merging."""
-    del checkpoint[KEY]["configuration"]
-    checkpoint["hyper_parameters"]["backbone"] = None  # the preset's at that time
+def test_checkpoints_without_configuration(former_checkpoint: dict[str, Any], bare: bool) -> None:
+    """The arguments of the training are there, and the names of network and merging."""
+    former_checkpoint["hyper_parameters"]["backbone"] = None  # the preset's at that time
     model = Npgmf() if bare else make_model(**CHANGES)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    model.on_load_checkpoint(former_checkpoint)
+    model.load_state_dict(former_checkpoint["state_dict"])
     assert model.settings.backbone == "test_resnet"
     assert model.settings.structural_image_size == (192, 192)
 
 
-def test_checkpoints_without_configuration_and_arguments(checkpoint: dict[str, Any]) -> None:
-    del checkpoint[KEY]["configuration"], checkpoint["hyper_parameters"]
+def test_checkpoints_without_configuration_and_arguments(former_checkpoint: dict[str, Any]) -> None:
+    del former_checkpoint["hyper_parameters"]
     model = make_model(**CHANGES)
-    model.on_load_checkpoint(checkpoint)
+    model.on_load_checkpoint(former_checkpoint)
+    model.load_state_dict(former_checkpoint["state_dict"])
     with pytest.raises(ValueError, match=r"made with logical_image_size \[128, 128\] \(not \[256, 256\]\)"):
-        Npgmf(preset="small", merging="maximum").on_load_checkpoint(checkpoint)
+        Npgmf(preset="small", merging="maximum").on_load_checkpoint(former_checkpoint)
     with pytest.raises(ValueError, match="architecture is not the model's"):
-        make_model(**CHANGES, logical={"code_dim": 16}).on_load_checkpoint(checkpoint)
+        make_model(**CHANGES, logical={"code_dim": 16}).on_load_checkpoint(former_checkpoint)
 
 
 def test_settings_of_a_newer_version(checkpoint: dict[str, Any]) -> None:
