@@ -85,10 +85,9 @@ def recalibrate(
         calibrate_on(model, _batches(good, model.settings.image_size))
     if false_alarm_rate is not None:
         post.set_false_alarm_rate(false_alarm_rate)
-    console = Console()
-    console.print(post.statement() or "The scores of its normal images are not known; give --good.", highlight=False)
+    print(post.statement() or "The scores of its normal images are not known; give --good.")
     if bad is not None:
-        console.print(found_by_rate(post, scores_of(model, bad)))
+        Console().print(found_by_rate(post, scores_of(model, bad)))
     output = output or checkpoint.with_stem(f"{checkpoint.stem}-calibrated")
     with anomalib_safe_globals():
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -97,7 +96,7 @@ def recalibrate(
     content["anomalib_post_processor_config"] = post.checkpoint_config()
     content["hyper_parameters"]["false_alarm_rate"] = post.false_alarm_rate
     torch.save(content, output)
-    console.print(f"Written to {output}.", highlight=False)
+    print(f"Written to {output}.")
     return output
 
 
@@ -115,7 +114,9 @@ def found_by_rate(post: CalibratedPostProcessor, scores: Tensor) -> Table:
         post: A calibrated one.
         scores: Raw image scores of bad images, [N].
     """
-    table = Table("of 1,000 good parts rejected", "threshold", f"of {len(scores)} bad ones found")
+    table = Table(
+        "of 1,000 good parts rejected", "threshold (score before normalisation)", f"of {len(scores)} bad ones found"
+    )
     own = post.false_alarm_rate
     for rate in sorted({*RATES, own}):
         post.set_false_alarm_rate(rate)

@@ -115,7 +115,8 @@ def restore_pictures(batch: Any) -> Any:
     """Read again those images of a batch that anomalib's reader does not read as a viewer shows them.
 
     These are 16-bit grey ones, which are scaled by 1/65535, and those whose file says how to turn them (EXIF). They are
-    resized to the size of the batch; random augmentations of the data set do not apply to them.
+    resized to the size of the batch, unless one is alone in it, without a mask, in the size of its file: it gets its
+    upright size. Random augmentations of the data set do not apply to them.
 
     Args:
         batch: An anomalib batch with ``image`` [B, 3, H, W] in [0, 1] and B paths; one without paths stays as it is.
@@ -136,7 +137,11 @@ def restore_pictures(batch: Any) -> Any:
             continue
         with Image.open(path) as file:
             channels = torch.from_numpy(pixels_of(file))[None]
-        images[index] = resize(channels, list(images.shape[-2:]), antialias=True)[0].to(images)
+            unchanged = images.shape[-2:] == (file.height, file.width)
+        if unchanged and len(paths) == 1 and getattr(batch, "gt_mask", None) is None:
+            batch.image = channels.to(images)
+        else:
+            images[index] = resize(channels, list(images.shape[-2:]), antialias=True)[0].to(images)
     return batch
 
 

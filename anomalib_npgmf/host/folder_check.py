@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.quiet import processors
-from anomalib_npgmf.host.splits import HOLD_OUT
+from anomalib_npgmf.host.splits import held_out
 
 logger = logging.getLogger(__name__)
 
@@ -184,24 +184,27 @@ def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_
         validation_is_used: Whether something reads the validation set.
     """
     readable = [file for file in training if not file.error]
-    own = datamodule.val_split_mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN)
     validation, test = (_counts(getattr(datamodule, name, None)) for name in ("val_data", "test_data"))
-    held_out = validation[0] if own and validation[0] else max(1, round(HOLD_OUT * len(readable)))
-    fitted = len(readable) if own and validation[0] else len(readable) - held_out
+    own = datamodule.val_split_mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN) and validation[0] > 0
+    calibrating = validation[0] if own else held_out(max(2, len(readable)))
+    fitted = len(readable) - (0 if own else calibrating)
     lines = [
-        f"Training: {fitted} good pictures, {held_out} more for the threshold. Test: {test[0]} good, {test[1]} bad."
+        f"Training: {fitted} good pictures, and {calibrating} that the threshold is set on. "
+        f"Test: {test[0]} good and {test[1]} bad ones."
     ]
     lines += [f"Sizes: {_most_common(f'{w} x {h}' for w, h in (file.size for file in readable))}; "]
     lines[-1] += f"modes: {_most_common(file.mode for file in readable)}."
     if datamodule.val_split_mode == ValSplitMode.FROM_TEST and any(validation) and not validation_is_used:
         lines.append(
-            f"Not used: {validation[0]} good and {validation[1]} bad pictures, which the data module keeps for "
-            "validation; --data.val_split_mode none leaves them to the test."
+            f"Not used: {validation[0]} good and {validation[1]} bad pictures, because anomalib sets them aside for "
+            "validation; with --data.val_split_mode none the test has them."
         )
     if isinstance(datamodule, Folder) and datamodule.seed is None and (is_drawn(datamodule) or any(validation)):
-        lines.append("The split is drawn anew in each run; --data.seed 0 has a later test see the same test pictures.")
+        lines.append(
+            "Which pictures are for training and which for the test is drawn anew in each run; --data.seed 0 keeps it."
+        )
     if len(readable) < ADVISED:
-        lines.append(f"{len(readable)} good pictures are few; from {ADVISED} on the threshold becomes reliable.")
+        lines.append(f"{len(readable)} good pictures are few; the threshold becomes reliable from {ADVISED} on.")
     return lines
 
 

@@ -16,12 +16,14 @@ exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
 | eight workers on any machine, of which torch warns in every epoch | anomalib 2.0 to 2.7 | one per processor |
 | every prediction stays in memory, though nobody takes them | Lightning 2.6 | let go |
 | warnings of Lightning, torch and torchmetrics that no user can act on | see `FILTERED` | filtered by their text |
+| the file, the number and the text of the line of code that warns | Python | left out |
 """
 
 import logging
 import os
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +38,8 @@ FILTERED: Final = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen network, on purpose
     "The dirpath has changed from",  # a prediction has another folder than the training
     r"The ``compute`` method of metric \w+ was called before the ``update`` method",  # pixel metrics without masks
+    "No (posi|nega)tive samples in targets",  # the folders hold no bad pictures, or no good ones
+    "Total length of `DataLoader` across ranks is zero",  # no test was asked for
 )
 LOGGERS: Final = ("", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 EXPORTED: Final = "Exported model to"  # the one thing that anomalib says at INFO and users need
@@ -47,8 +51,9 @@ def on_command_line() -> bool:
 
 
 def quieten_imports() -> None:
-    """Filter what the imports of the host warn of."""
-    if on_command_line():
+    """Filter what the imports of the host warn of, also in ``python -m anomalib_npgmf.calibrate``."""
+    ours = any(a == "-m" and b.startswith("anomalib_npgmf.") for a, b in pairwise(sys.orig_argv))
+    if on_command_line() or ours:
         for text in IMPORTS:
             warnings.filterwarnings("ignore", text)
 
@@ -69,6 +74,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for text in FILTERED:
         warnings.filterwarnings("ignore", text)
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
 class PlainHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -19,6 +19,7 @@ from rich.text import Text
 from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
+from anomalib_npgmf.host.summary import next_step
 from anomalib_npgmf.host.verdict import Verdict, scores_of_calibration, verdicts_of
 from anomalib_npgmf.torch_model import PARTS
 
@@ -53,6 +54,14 @@ class Report(Callback):
         self.verdicts, self._thumbnails, self._written = [Verdict(f.path, error=f.error) for f in torn], [], False
 
     on_predict_start = on_test_start
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a training that no test follows, tell where the checkpoint is."""
+        del pl_module
+        saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if saved and trainer.is_global_zero and datamodule is not None and not len(datamodule.test_data):
+            print(next_step(saved))
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -123,9 +132,9 @@ class Report(Callback):
             if any(verdict.outcome == outcome for verdict in verdicts):
                 print(names_of(verdicts, outcome))
         saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if trainer.testing and (saved or checkpoint):
-            print(f"Checkpoint: {checkpoint or saved}")
         print(f"Report: {(folder / 'report.html').resolve()} (scores.csv and scores.json beside it)")
+        if trainer.testing and (saved or checkpoint):
+            print(next_step(checkpoint or saved) if saved else f"Checkpoint: {checkpoint}")
 
 
 def print_table(table: Table) -> None:
@@ -184,7 +193,7 @@ def summary_of(verdicts: Sequence[Verdict]) -> str:
     if any(outcomes):
         truths = [verdict.truth for verdict in verdicts]
         line += f" False alarms: {outcomes.count('false alarm')} of {truths.count(False)} good."
-        line += f" Misses: {outcomes.count('miss')} of {truths.count(True)} bad."
+        line += f" Misses: {outcomes.count('miss')} of {truths.count(True)} bad." if True in truths else ""
     return line
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_npgmf.host.compat import restore_pictures
 
-HOLD_OUT = 0.1  # share of the training images where there is no validation set of its own
+_SHARE, _LEAST, _LARGEST_SHARE = 0.1, 10, 0.25
 _FULL = "_npgmf_full_train_data"
 
 
@@ -42,12 +42,27 @@ def plain(dataset: Any, size: tuple[int, int]) -> Any:
     return view
 
 
+def held_out(number: int) -> int:
+    """Number of training images that calibrate where there is no validation set of its own.
+
+    A tenth, and at least ten where this is at most a quarter: few images need a higher threshold.
+
+    Args:
+        number: Number of training images, at least 2.
+
+    Example:
+        >>> [held_out(number) for number in (2, 20, 50, 300)]
+        [1, 5, 10, 30]
+    """
+    return max(1, min(max(round(_SHARE * number), _LEAST), int(_LARGEST_SHARE * number)))
+
+
 def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
     """Set aside the calibration images of a data module.
 
     A validation set in a folder of its own (MVTec LOCO AD) or split from the training images serves as it is.
-    Otherwise, and also where anomalib takes the validation set from the test set, a seeded tenth of the training images
-    is taken out of ``datamodule.train_data``; `restore_training_data` puts it back.
+    Otherwise, and also where anomalib takes the validation set from the test set, `held_out` training images, drawn by
+    a seed, are taken out of ``datamodule.train_data``; `restore_training_data` puts them back.
 
     Args:
         datamodule: A data module that has been set up.
@@ -69,7 +84,7 @@ def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
             "add normal images to the validation folder or to the training set."
         )
         raise ValueError(msg)
-    count = max(1, round(HOLD_OUT * len(train)))
+    count = held_out(len(train))
     generator = torch.Generator("cpu").manual_seed(datamodule.seed or 0)
     order = torch.randperm(len(train), generator=generator, device="cpu").tolist()
     setattr(datamodule, _FULL, datamodule.train_data)

@@ -1,5 +1,6 @@
 """What a test found and by which part, as a table at its end."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.host.quiet import on_command_line
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.torch_model import PARTS
@@ -26,17 +28,20 @@ class TestSummary(Callback):
     def __init__(self) -> None:
         self.images: Counter[str] = Counter()  # by folder
         self.found: Counter[tuple[str, str]] = Counter()  # called anomalous, by folder and part
+        self._labels: set[bool] = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
         del trainer, pl_module
-        self.images, self.found = Counter(), Counter()
+        self.images, self.found, self._labels = Counter(), Counter(), set()
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Count the images of a batch."""
         del trainer, batch, batch_idx
+        if outputs.gt_label is not None:
+            self._labels |= set(outputs.gt_label.bool().tolist())
         carried, module = maps_of(outputs), pl_module
         if carried is None or outputs.pred_label is None or outputs.image_path is None:
             return
@@ -51,7 +56,8 @@ class TestSummary(Callback):
         del pl_module
         if trainer.is_global_zero and self.images:
             Console().print(self.table())
-        if trainer.is_global_zero and on_command_line():  # in place of Lightning's table, see `settle`
+        both = set(gather_list(list(self._labels))) == {True, False}  # of good pictures alone they mean nothing
+        if both and trainer.is_global_zero and on_command_line():  # in place of Lightning's table, see `settle`
             print(", ".join(f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()))
 
     def table(self) -> Table:
@@ -62,3 +68,15 @@ class TestSummary(Callback):
             counts = [self.found[folder, part] for part in parts]
             table.add_row(folder, *map(str, (self.images[folder], sum(counts), *counts)))
         return table
+
+
+def next_step(checkpoint: str) -> str:
+    """Two lines after a training: where its checkpoint is and how to use it.
+
+    Example:
+        >>> print(next_step("a b/model.ckpt"))
+        Checkpoint: a b/model.ckpt
+        Next: anomalib predict --model Npgmf --data FOLDER --ckpt_path 'a b/model.ckpt'
+    """
+    command = f"anomalib predict --model Npgmf --data FOLDER --ckpt_path {shlex.quote(checkpoint)}"
+    return f"Checkpoint: {checkpoint}\nNext: {command}"

@@ -110,15 +110,15 @@ def test_test_pictures_that_are_training_pictures_are_named(category: Path, capl
 def test_what_is_used_for_what(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(folder_of(category))
     printed = capsys.readouterr().out
-    assert "Training: 7 good pictures, 1 more for the threshold. Test: 2 good, 2 bad." in printed
+    assert "Training: 6 good pictures, and 2 that the threshold is set on. Test: 2 good and 2 bad ones." in printed
     assert "Sizes: 128 x 128; modes: RGB." in printed
     assert "Not used: 2 good and 2 bad pictures" in printed
-    assert "--data.val_split_mode none leaves them to the test" in printed
-    assert "drawn anew in each run; --data.seed 0" in printed
+    assert "with --data.val_split_mode none the test has them" in printed
+    assert "drawn anew in each run; --data.seed 0 keeps it" in printed
     assert "8 good pictures are few" in printed
     check(folder_of(category, val_split_mode="none", seed=0))
     printed = capsys.readouterr().out
-    assert "Test: 4 good, 4 bad." in printed
+    assert "Test: 4 good and 4 bad ones." in printed
     assert "Not used" not in printed
     assert "drawn anew" not in printed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _factory import draw_category, make_engine, make_model, mvtec
+from _factory import draw_category, folder_of, make_engine, make_model, mvtec
 from anomalib.loggers import configure_logger
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
@@ -19,6 +19,7 @@ from anomalib_npgmf.host import quiet
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """As in the process of ``anomalib train``; what it changes in the process is undone."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/anomalib", "train"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.delenv("ANOMALIB_NPGMF_VERBOSE", raising=False)
     monkeypatch.setenv("HF_HUB_VERBOSITY", "warning")
     loggers = [logging.getLogger(name) for name in (*quiet.LOGGERS, "huggingface_hub")]
@@ -51,6 +52,30 @@ def test_warnings_come_once_and_what_libraries_say_at_info_does_not(
     assert printed.splitlines()[0] == f"Warning: 3 pictures cannot be read: {'/long/name' * 20}.png"  # in one line
     assert printed.count("3 pictures cannot be read") == 1
     assert printed.count("Exported model to") == 1
+
+
+def test_a_warning_of_python_is_one_line(command_line: None) -> None:
+    assert warnings.formatwarning("Too few", UserWarning, "file.py", 3).startswith("file.py:3: ")
+    quiet.quieten()
+    assert warnings.formatwarning("Too few", UserWarning, "file.py", 3) == "Warning: Too few\n"
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_training_on_good_pictures_alone(
+    tested: bool, command_line: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What good pictures alone cannot tell is left out; the last lines say how to go on, also without a test."""
+    folder, mode = draw_category(tmp_path / "data", train=8), "from_dir" if tested else "none"
+    places = {"abnormal_dir": None, "normal_test_dir": None, "test_split_mode": mode, "val_split_mode": "none"}
+    engine = make_engine(tmp_path / "run")
+    engine.train(make_model(branches="structural"), datamodule=folder_of(folder, **places))
+    captured = capsys.readouterr()
+    assert "AUROC" not in captured.out
+    assert "bad." not in captured.out
+    assert ("False alarms:" in captured.out) == tested
+    *_, saved, following = captured.out.strip().splitlines()
+    assert saved == f"Checkpoint: {engine.best_model_path}"
+    assert following == f"Next: anomalib predict --model Npgmf --data FOLDER --ckpt_path {engine.best_model_path}"
 
 
 @pytest.mark.parametrize("name", ["pytest", "ipykernel_launcher.py"])
