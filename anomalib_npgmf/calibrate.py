@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Command line; ``None`` takes the process's.
+        arguments: Command line without the program's name; ``None`` for ``sys.argv[1:]``.
 
     Returns:
         Exit status: 0, or 1 after an error, which is printed as one sentence.
@@ -61,17 +61,19 @@ def recalibrate(
 
     Args:
         checkpoint: A file of `Npgmf`.
-        good: Folder of good images that the model was not trained on; they give statistics of the maps and threshold.
-        bad: Folder of bad images; a table tells how many are found at which rate of false alarms.
-        false_alarm_rate: Share of good parts that may be rejected, in (0, 0.5).
-        output: The file to write.
+        good: Folder of normal images that the model was not trained on, to calibrate maps and threshold on anew;
+            ``None`` keeps the calibration.
+        bad: Folder of anomalous images; a table tells how many are found at which false alarm rate.
+        false_alarm_rate: Share of normal images that may be rejected, in (0, 0.5); ``None`` keeps the checkpoint's.
+        output: The file to write; ``None`` for the checkpoint's name with ``-calibrated``.
 
     Returns:
         The written file.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If the file is no checkpoint of Npgmf, a folder holds no image, or the rate is out of range.
+        ValueError: If the file is no checkpoint of Npgmf or has another post-processor, a folder holds no image, or the
+            rate is out of range.
     """
     if not checkpoint.is_file():
         msg = f"There is no file at {checkpoint}."
@@ -108,11 +110,11 @@ def scores_of(model: Npgmf, folder: Path) -> Tensor:
 
 
 def found_by_rate(post: CalibratedPostProcessor, scores: Tensor) -> Table:
-    """A table: at which rate of false alarms how many of the bad images are found; the model's own is marked.
+    """Table of how many anomalous images are found at which false alarm rate; the model's own rate is marked.
 
     Args:
-        post: A calibrated one.
-        scores: Raw image scores of bad images, [N].
+        post: The post-processor of a calibrated model; it keeps its rate.
+        scores: Raw image scores of anomalous images, [N].
     """
     table = Table(
         "of 1,000 good parts rejected", "threshold (score before normalisation)", f"of {len(scores)} bad ones found"

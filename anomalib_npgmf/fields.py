@@ -1,4 +1,4 @@
-"""Checks of arguments and configuration fields against their annotations, with one sentence for every refusal.
+"""Checks of arguments and configuration fields against their annotations; every error is one sentence.
 
 An annotation says what a field may hold: ``codebook_size: Annotated[int, Range(2, 1024)]``. Bounds exist where values
 beyond them make no sense or ask for more memory than machines have.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a finite number.
+    """Bounds of a finite number, both included.
 
     Args:
         low: Smallest value.
@@ -57,10 +57,10 @@ class Items:
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """A value as its annotation says: lists become tuples, and a single value stands for a pair of equal ones.
+    """Check a value against an annotation and convert it: lists to tuples, one value to a pair of equal ones.
 
     Args:
-        name: What the sentence calls it.
+        name: Name of the value in the error message.
         value: What was given.
         hint: A class, ``Literal``, ``tuple``, ``dict``, a union, or ``Annotated`` with `Range` or `Items`.
 
@@ -90,7 +90,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
     Args:
         config: The dataclass.
-        prefix: What precedes the fields' names in sentences.
+        prefix: What precedes the fields' names in error messages.
 
     Raises:
         TypeError: If a field is of another type.
@@ -106,11 +106,11 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> d
     """Check the arguments of a function, as `checked` does.
 
     Args:
-        function: The function, whose annotations count.
-        given: Its arguments by name; others are left out.
+        function: The function with the annotations.
+        given: Values by name; those that are no annotated arguments are left out.
 
     Returns:
-        The arguments.
+        The converted arguments by name.
 
     Raises:
         TypeError: If an argument is of another type.

@@ -44,8 +44,8 @@ add_former_modules()
 class Npgmf(AnomalibModule):
     """NPGMF: normality prior guided multi-semantic fusion (arXiv 2506.18544).
 
-    Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that rebuilds
-    frozen features under normal priors (logical branch), and merges their calibrated maps.
+    Finds damaged parts with a memory bank (structural branch) and wrongly assembled ones with a decoder that
+    reconstructs frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
         preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
@@ -57,7 +57,7 @@ class Npgmf(AnomalibModule):
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
-        prompt: Caption for CLIP, or what ``captions`` of ``logical`` have for ``{}``; left out, the category's name.
+        prompt: Caption for CLIP, which replaces ``{}`` in ``captions`` of ``logical``; left out, the category's name.
         clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
             name that open_clip publishes; left out, OpenAI's are fetched.
         logical_image_size: Side, or height and width, of the images that the logical branch sees.
@@ -76,9 +76,9 @@ class Npgmf(AnomalibModule):
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
-        skip_unreadable: Whether a training leaves out pictures that cannot be read; otherwise it names them and stops.
-        false_alarm_rate: Share of good parts that the threshold may reject, in (0, 0.5); left out, 0.01. Given together
-            with a checkpoint, it moves the trained threshold.
+        skip_unreadable: Whether training leaves out images that cannot be read; otherwise it names them and stops.
+        false_alarm_rate: Share of normal images that the threshold may reject, in (0, 0.5); left out, 0.01. Given
+            together with a checkpoint, it moves the trained threshold.
         pre_processor: anomalib pre-processor, or whether to use the default one.
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
@@ -86,7 +86,7 @@ class Npgmf(AnomalibModule):
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If an argument is out of range or the backbone cannot serve.
+        ValueError: If an argument is out of range or does not fit the backbone.
 
     Example:
         >>> model = Npgmf(preset="small", logical_image_size=128)
@@ -138,12 +138,12 @@ class Npgmf(AnomalibModule):
         adapt_engine(Npgmf)
         self.preset, self.prompt = preset or "paper", prompt
         self.clip_weights, self.feature_cache, self.skip_unreadable = clip_weights, feature_cache, skip_unreadable
-        self.category = ""  # what the images show, once a data module said so
+        self.category = ""  # name of the category, once a data module is known
         self.model: NpgmfModel = model
         self.calibrator = Calibrator(self.model, self.normalised)
         self.cached_features: FeatureCache | None = None
         self.weights_ready = False  # whether weights and text prior are loaded
-        self.calibrated_for_bank = True  # false while a file with a smaller bank is written without data
+        self.calibrated_for_bank = True  # false while a smaller bank is exported without data to calibrate on
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> STEP_OUTPUT:
         """Losses of the logical branch (eq. 6)."""
@@ -189,7 +189,7 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`; without a report, which takes them off, predictions do not keep the maps of the branches."""
+        """As `test_step`; without a visualizer, which uses and removes them, the branches' maps are not attached."""
         drawn = self.visualizer is not None
         return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 
@@ -209,7 +209,7 @@ class Npgmf(AnomalibModule):
 
     learning_type = LearningType.ONE_CLASS
     caption = ""  # what the text prior embeds: the prompt, or what the category is called
-    trainer_arguments: ClassVar[dict[str, Any]] = {}  # these would override what the user chose
+    trainer_arguments: ClassVar[dict[str, Any]] = {}  # empty: entries would override what the user chose
 
     @property
     def trainer(self) -> Trainer:
@@ -229,7 +229,7 @@ class Npgmf(AnomalibModule):
         return with_own(host, skip_unreadable=self.skip_unreadable)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:  # type: ignore[override]
-        """Resize to the larger of the branches' sizes, and the normalisation that the network was trained with."""
+        """Resize to the larger of the branches' sizes, and normalise as the network was trained."""
         return defaults.pre_processor(image_size or self.settings.image_size, *self.settings.normalisation)
 
     configure_post_processor = CalibratedPostProcessor
@@ -246,7 +246,7 @@ class Npgmf(AnomalibModule):
         checkpoint[KEY] = self.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what was not given from the checkpoint, ValueError if the rest is not its own; restore non-tensors."""
+        """Take arguments that were not given from the checkpoint; ValueError if given ones contradict it."""
         rename_tensors(checkpoint["state_dict"])
         take_configuration(self, checkpoint, checkpoint.get(KEY))
         check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)

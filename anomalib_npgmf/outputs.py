@@ -11,9 +11,10 @@ class Features(NamedTuple):
     """Frozen features for each part of the model; empty for a part that is not in use.
 
     Attributes:
-        logical: Levels of the encoder that the logical branch uses, standardised, finest first.
-        structural: The memory bank's levels.
-        composition: The composition branch's levels.
+        logical: Levels of the encoder that the logical branch uses, [B, C_k, H/2^k, W/2^k], finest first; standardised
+            where the configuration says so.
+        structural: The memory bank's levels, likewise.
+        composition: The composition branch's levels, likewise.
     """
 
     logical: list[Tensor]
@@ -28,8 +29,8 @@ class BranchMaps(NamedTuple):
         maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
             ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
             ``"count_distance"`` of each image, [B].
-        reconstruction: Image that the logical branch rebuilt, [B, 3, H, W], normalised like the input; ``None`` without
-            that branch, or without ``details``.
+        reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
+            without that branch, or without ``details``.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
             without composition branch, or without ``details``.
     """
@@ -39,6 +40,6 @@ class BranchMaps(NamedTuple):
     explanations: list[Explanation | RegionExplanation]
 
     def alone(self, part: str) -> dict[str, Tensor]:
-        """What `anomalib_npgmf.torch_model.NpgmfModel.merge` needs to know of one part."""
+        """The entries that `anomalib_npgmf.torch_model.NpgmfModel.merge` needs for one part alone."""
         names = (part, "distance", "count_distance") if part == "composition" else (part,)
         return {name: self.maps[name] for name in names}

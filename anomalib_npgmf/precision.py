@@ -1,4 +1,4 @@
-"""Where reduced precision ends: the networks may run in it, all other arithmetic is single precision."""
+"""Limits of mixed precision: the networks may run in it, all other arithmetic is in single precision."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +14,7 @@ _DEVICES = ("cuda", "cpu", "xpu", "mps")  # each has an autocast of its own
 
 
 def at_least_single(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a network gives, in single precision where it ran in a lower one; other tensors as they are.
+    """Tensors in float32 where they are float16 or bfloat16, as a network under autocast gives; others unchanged.
 
     Example:
         >>> [tensor.dtype for tensor in at_least_single([torch.ones(1, dtype=torch.bfloat16), torch.ones(1)])]
@@ -39,7 +39,7 @@ def single_precision() -> Iterator[None]:
     if device is not None:
         with torch.autocast(device, enabled=False), single_precision():
             yield
-    elif torch.compiler.is_compiling():  # a graph does not hold the settings of products
+    elif torch.compiler.is_compiling():  # a compiled graph does not record these settings
         yield
     else:
         with _exact_products():
@@ -52,7 +52,7 @@ def in_single_precision(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling() and not any(torch.is_autocast_enabled(device) for device in _DEVICES):
-            return function(*args, **kwargs)  # nothing that the graph would hold
+            return function(*args, **kwargs)  # the graph would not record the settings
         with single_precision():
             return function(*args, **kwargs)
 
@@ -61,7 +61,7 @@ def in_single_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Products and convolutions of float32 in float32, on every device."""
+    """Matrix products and convolutions of float32 tensors in full float32, on every device."""
     backends: Any = torch.backends
     # Torch 2.9 and later have one switch for each kind of operation. The older ones are set as well, and first: torch
     # refuses to read one that contradicts the others.

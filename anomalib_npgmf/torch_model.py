@@ -28,7 +28,7 @@ class NpgmfModel(nn.Module):
     collected (``model.structural.bank``), and maps merge only after ``model.merger.calibrate``.
 
     Args:
-        config: What to build; see `anomalib_npgmf.config`.
+        config: What to build; a level that a network lacks gives a ValueError.
         text_dim: Length of the text embedding; ``None`` for that of ``config.logical.clip_model``.
 
     Attributes:
@@ -114,7 +114,7 @@ class NpgmfModel(nn.Module):
         return alone or self.config.backbone
 
     def _encoder_levels(self) -> list[int] | None:
-        """Levels that a part reads; ``None`` for all that the network has."""
+        """Levels of the encoder that any part reads; ``None`` for all that the network has."""
         config = self.config
         if config.logical.levels is None:
             return None
@@ -142,10 +142,10 @@ class NpgmfModel(nn.Module):
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
-            parts: Which parts want theirs, among ``"logical"``, ``"structural"`` and ``"composition"``.
+            parts: Parts to compute features for, among ``"logical"``, ``"structural"`` and ``"composition"``.
 
         Returns:
-            Maps for those of the parts that the model has.
+            Maps for each part; none for a part that the model lacks or that was not asked for.
         """
         bank = self.structural is not None and "structural" in parts
         composition = self.composition is not None and "composition" in parts
@@ -165,7 +165,7 @@ class NpgmfModel(nn.Module):
         )
 
     def _encoded(self, image: Tensor) -> list[Tensor]:
-        """All levels of the encoder, in single precision also where its pass is in a lower one."""
+        """All levels of the encoder, in float32 even where the network runs in lower precision."""
         assert self.encoder is not None
         return at_least_single(self.encoder(self.resize_logical(image)))
 
@@ -197,8 +197,8 @@ class NpgmfModel(nn.Module):
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
-            known: Maps that need no new computation, by part.
-            details: Whether to rebuild the image and to explain the composition as well, which no map needs.
+            known: Maps computed before, by part; not the logical one, which is always computed.
+            details: Whether to reconstruct the image and to explain the composition as well, which no map needs.
 
         Returns:
             The maps and, where asked for, reconstruction and explanations.

@@ -34,7 +34,7 @@ def open_cache(folder: str | Path | None, dataset: Any) -> "FeatureCache | None"
 
 
 def changes_images(transform: Any) -> bool:
-    """Whether a transform of torchvision does more than resizing, as anomalib lets every dataset do.
+    """Whether a torchvision transform does more than resize; resizing gives the same image in every epoch.
 
     Example:
         >>> from torchvision.transforms.v2 import RandomInvert
@@ -49,9 +49,8 @@ def changes_images(transform: Any) -> bool:
 class FeatureCache:
     """Memory-mapped features of as many images as fit, computed for each at most once.
 
-    The file lives as long as the object, one per process, without a name where the system allows that: features of
-    other weights or images can not come back from an earlier run. Values are kept in float32, so they come back as
-    they were.
+    The file lives as long as the object, one per process, without a name where the system allows that: no
+    features of other weights or images can be left from an earlier run. Values are kept in float32, without loss.
 
     Args:
         folder: Where the file goes; made if need be.
@@ -92,6 +91,9 @@ class FeatureCache:
 
         Returns:
             Maps [B, C_k, H_k, W_k] on the device of the images.
+
+        Raises:
+            OSError: If the disk has no room for the file.
         """
         missing = [i for i, key in enumerate(keys) if key not in self._rows]
         computed = list(compute(images[missing])) if missing else []

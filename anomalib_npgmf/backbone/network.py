@@ -33,7 +33,7 @@ def _level_of(reduction: int) -> int:
 
 
 class Backbone(nn.Module):
-    """Frozen feature pyramid of a timm network (method, section III-A and III-B).
+    """Frozen feature pyramid of a timm network (paper, sections III-A and III-B).
 
     Level k is the feature map of stride 2^k, the last one of that stride that timm offers. For a ResNet the five levels
     are its five convolution groups, E^1 to E^5 of the paper. Channels and strides are read from the network.
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         image_size: Height and width of the images; only plain transformers need it, see `TransformerLevels`.
 
     Raises:
-        ValueError: If timm does not know the network, it has no feature pyramid or lacks a level.
+        ValueError: If timm does not know the network, or it has no pyramid, lacks a level or takes another size.
 
     Example:
         >>> backbone = Backbone("mobilenetv2_100", levels=(3, 4))
@@ -120,6 +120,7 @@ class Backbone(nn.Module):
                 or ``.safetensors`` file.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If a file does not fit, naming the first keys.
             RuntimeError: If the hub cannot be reached.
         """
@@ -155,9 +156,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def rectified(self) -> tuple[bool, ...]:
-        """Whether each level ends in a rectifier, so that its features are never negative.
+        """Whether each level ends in a ReLU, so that its features are never negative.
 
-        Read from one pass of noise; the decoder ends its levels alike.
+        Found by one pass of noise. The decoder ends the same levels in a ReLU.
         """
         generator = torch.Generator("cpu").manual_seed(0)
         size = (64, 64) if self._transformer is None else self._transformer.image_size

@@ -33,7 +33,7 @@ def resize_matrix(before: Tensor, after: int) -> Tensor:
 
 
 class AntialiasedResize(nn.Module):
-    """The function of torchvision's ``Resize(size, antialias=True)``, as two matrix products.
+    """Computes what torchvision's ``Resize(size, antialias=True)`` does, as two matrix products.
 
     anomalib takes the antialiasing out of what it exports, which changes scores; this resize stays in the graph.
 

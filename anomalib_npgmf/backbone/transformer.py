@@ -19,7 +19,7 @@ def blocks_by_level(patch: int) -> dict[int, int]:
         patch: Side of a patch, in pixels.
 
     Returns:
-        Index of the block by level, counted from the last one.
+        Index of the block by level, negative as counted from the end.
 
     Example:
         >>> blocks_by_level(14)

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 _MAX_PATCHES = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
-_DAMPING = 0.2  # added to each variance before whitening, times the mean variance, to limit noise
+_DAMPING = 0.2  # times the mean variance: added to each variance before whitening, to limit noise
 
 
 class SoftCodes(nn.Module):
@@ -23,8 +23,8 @@ class SoftCodes(nn.Module):
         channels: Channels C of the features.
         size: Codes K per codebook.
         books: Number R of codebooks.
-        whiten: Whether to whiten features (unit variance in all directions), so that small differences, such as colour,
-            count.
+        whiten: Whether to whiten features (similar variance in all directions), so that small differences, such as
+            colour, count.
 
     Attributes:
         weight: ``2 c / t``, [R, K, C].
@@ -62,7 +62,7 @@ class SoftCodes(nn.Module):
             names = "codebook_sizes or grid_codebook_sizes"
             msg = f"{size} codes need as many patches, but there are {len(patches)}; lower {names}."
             raise ValueError(msg)
-        # Both maps are linear, so the codes can be transformed back to the feature space: <T x, c> = <x, T' c>.
+        # Whitening and projection T are linear: codes can be taken back to the feature space, <T x, c> = <x, T^t c>.
         whitening = _whitening(_sample(patches, 0)) if self._whiten else None
         for book in range(books):
             sample = _sample(patches, book)

@@ -1,4 +1,4 @@
-"""Frozen features of training images, kept until the composition branch is fitted to them."""
+"""Keeps frozen features of training images until the composition branch is fitted to them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FeatureCollector:
         Args:
             features: Map [B, C, H, W] of each level.
             keys: One key per image, such as its path; a key seen before is ignored.
-            thumbnails: The images, small, [B, 3, T, T] uint8.
+            thumbnails: Small versions of the images, RGB, [B, 3, T, T] uint8.
 
         Raises:
             ValueError: If a feature is not finite in half precision.
@@ -64,7 +64,7 @@ class FeatureCollector:
             self._maps.setdefault(key, [*maps, thumbnails[index].cpu()])
 
     def assemble(self) -> tuple[list[Tensor], Tensor]:
-        """Return the maps of all images of all processes, [N, d, H, W] float16 for each level, and the thumbnails.
+        """Return the maps of all images of all processes, [N, d, H, W] float16 per level, and thumbnails [N, 3, T, T].
 
         Raises:
             ValueError: If there is no image.

@@ -22,11 +22,11 @@ class CompositionConfig:
         grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
         grid_codebook_sizes: Numbers of codes of the histograms of grids.
         region_levels: Backbone levels of the memory bank of regions, see
-            `anomalib_npgmf.composition.regions.RegionBank`; none for no such bank.
+            `anomalib_npgmf.composition.regions.RegionBank`; empty for no such bank.
 
     Raises:
         TypeError: If a value is of another type.
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or the covariances of the grids would take too much memory.
 
     Example:
         >>> CompositionConfig(levels=[4, 3]).levels

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-THUMBNAIL = 128  # side of the images that the patches are cut from
-SIDE = 32  # side of a patch
+THUMBNAIL = 128  # side of the images that the patches are cut from, in pixels
+SIDE = 32  # side of a patch, in pixels
 PATCHES = 3
-_SMALLEST = 3  # patches of the feature map; smaller regions are noise
-_STEADY = 0.5  # largest standard deviation of the number of regions for which it means anything
+_SMALLEST = 3  # positions of the feature map; smaller regions are noise
+_STEADY = 0.5  # largest standard deviation at which a usual number of regions is stated
 
 
 class CodeExamples(nn.Module):
@@ -79,12 +79,12 @@ class CodeExamples(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, value in self._buffers.items():
-            state_dict.setdefault(prefix + name, torch.zeros_like(value))  # type: ignore[arg-type]  # files of before
+            state_dict.setdefault(prefix + name, torch.zeros_like(value))  # type: ignore[arg-type]  # older files
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def regions_of(memberships: Tensor) -> list[int]:
-    """Number of regions of each code.
+    """Number of regions of each code: connected sets of at least three positions.
 
     Args:
         memberships: Of one image in one codebook, [K, H, W].

@@ -24,7 +24,7 @@ class Explanation(NamedTuple):
         share: Share of the patches of the place that are assigned to the code, in [0, 1].
         normal_share: Mean share on normal images.
         mask: Patches of the place that belong to the code, boolean [H, W].
-        place: Cell of the grid, "image" for the whole image.
+        place: Cell of the grid in words, "image" for the whole image.
         patches: Normal patches that belong to the code, RGB, [3, 3, 32, 32] uint8; ``None`` if they are not known.
         regions: Number of connected regions of the code in the image and in normal ones; ``None`` where normal images
             differ in it, and for cells.
@@ -60,7 +60,7 @@ class Explanation(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """`text` without what only the makers of a model need.
+        """`text` without level and number of codes.
 
         Example:
             >>> mask = torch.zeros(2, 2, dtype=torch.bool)

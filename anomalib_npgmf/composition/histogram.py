@@ -1,4 +1,4 @@
-"""Code histograms of an image, of the whole image or of each cell of a grid, and their distance from normal ones."""
+"""Code histograms of the whole image or of each cell of a grid, and their distance from normal ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class HistogramOutput(NamedTuple):
 
     Attributes:
         squared: Squared distance of each image, [B].
-        surplus: Probability that a position shows one of those that are too many, [B, 1, H, W], in [0, 1].
+        surplus: Fraction of what a position shows that is too much, [B, 1, H, W], in [0, 1]; see
+            `CodeHistograms.forward`.
         evidence: One entry per pair of level and codebook size.
     """
 
@@ -62,7 +63,7 @@ class CodeHistograms(nn.Module):
         channels: Channels of each.
         sizes: Numbers of codes.
         books: Codebooks per level and size.
-        grid: Cells per side of the image; 1 ignores positions.
+        grid: Cells per side of the image; 1 for the whole image.
         whiten: Whether codes are found in whitened features, see `SoftCodes`.
 
     Example:

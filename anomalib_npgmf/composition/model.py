@@ -53,17 +53,17 @@ class CompositionOutput(NamedTuple):
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
-    Whole-image histograms ignore positions and count best; those of grids detect what lies in the wrong place or does
-    not belong together; a memory bank of regions, where the settings ask for it, what is unlike any normal part. The
-    distance of each is standardised by its mean and standard deviation over normal images, and the largest decides.
-    Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four
-    training images nothing is standardised, and only whole-image histograms count.
+    Whole-image histograms ignore positions and are the most accurate; those of grids detect what lies in the wrong
+    place or does not belong together; a memory bank of regions, where the settings ask for it, what is unlike any
+    normal part. The distance of each is standardised by its mean and standard deviation over normal images, and the
+    largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer than
+    four training images nothing is standardised, and only whole-image histograms decide.
 
     The map shows what is too much. What is missing it cannot show; the logical branch can, where parts have places.
 
     Args:
-        levels: Number of each level that is read, for explanations.
-        channels: Channels of each.
+        levels: Backbone level of each feature map, finest first.
+        channels: Channels of each map.
         config: Settings; the levels must be its `CompositionConfig.read_levels`.
 
     Attributes:
@@ -208,7 +208,7 @@ class CompositionBranch(nn.Module):
         return CompositionOutput(scores.amax(dim=-1), counted, largest, explanations)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Complete what was pickled before there were regions."""
+        """Restore a pickled branch, also one of a version without regions."""
         super().__setstate__(state)
         if "_counted" not in self.__dict__:
             self._counted, self._regions, self.regions = list(range(len(self.levels))), [], None

@@ -1,4 +1,4 @@
-"""Memory bank of whole regions: finds parts that are unlike those of any normal image, whatever surrounds them.
+"""Memory bank of regions, the patches of coarse levels: finds what no normal image shows together.
 
 A patch of a coarse level covers a part and its surroundings, such as the fruit on a label and the colour beside it. Its
 distance from the nearest one of normal images tells whether this combination occurs. An addition to the paper.
@@ -49,7 +49,7 @@ class RegionExplanation(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """One line."""
+        """`text` without the name of the branch."""
         distances = f"distance {self.distance:.2f}, normal images up to {self.normal_distance:.2f}"
         return f"no normal image has such a region: {self.place} ({distances})"
 
@@ -57,7 +57,7 @@ class RegionExplanation(NamedTuple):
 class RegionBank(nn.Module):
     """Memory bank of the patches of coarse levels, in whitened features.
 
-    Unlike those of the structural branch, patches are not averaged over their neighbours, and the levels count alike.
+    Unlike in the structural branch, patches are not averaged over neighbours, and all levels have the same weight.
 
     Args:
         channels: Channels of each level.
@@ -80,7 +80,7 @@ class RegionBank(nn.Module):
         self.bank = self._bank()
 
     def _bank(self, patches: int = 0) -> MemoryBank:
-        ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # of a handful of regions keep all
+        ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # of a handful of regions all are kept
         return MemoryBank(ratio, whiten=[(count, 1.0) for count in self.channels], collect_bytes=_COLLECT_BYTES)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ class RegionBank(nn.Module):
     def _cross_validated(self, blocks: Sequence[Tensor], patches: int) -> Tensor:
         """Largest distance of each image, [N]; ``patches`` is their number per image before thinning.
 
-        Whitening and coreset know the images that they were fitted to, so their own distances would be too small.
+        Distances of the images that whitening and coreset were fitted to would be too small.
         """
         largest = torch.zeros(len(blocks), device=self.bank.norms.device)
         for fold in range(min(_FOLDS, len(blocks))):

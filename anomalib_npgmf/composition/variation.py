@@ -18,11 +18,11 @@ class NormalVariation(nn.Module):
 
     Args:
         books: Number R of codebooks.
-        size: Codes K per codebook.
+        size: Length K of a histogram: codes per codebook times cells.
 
     Attributes:
-        mean: [R, K].
-        precision: [R, K, K].
+        mean: Mean histogram, [R, K].
+        precision: Scaled inverse covariance, [R, K, K].
 
     Example:
         >>> variation = NormalVariation(1, 2)

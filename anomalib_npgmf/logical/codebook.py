@@ -32,7 +32,7 @@ def dilations_of(level: int, image_size: tuple[int, int], rule: str) -> tuple[in
 
 
 class AtrousBlock(nn.Module):
-    """Atrous spatial pyramid pooling of an encoder level (DeepLab), with a linear last layer: codes may be negative.
+    """Atrous spatial pyramid pooling of an encoder level (DeepLab); its last layer has no ReLU: codes may be negative.
 
     Args:
         in_channels: Channels of the level.
@@ -96,7 +96,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = commitment
         self.codes = nn.Parameter(torch.randn(size, dim))
-        # Vectors of all processes per code since the last reset: statistics, not part of the forward pass.
+        # How many vectors, of all processes, chose each code since the last reset; not saved in checkpoints.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
     @in_single_precision
@@ -107,9 +107,9 @@ class Codebook(nn.Module):
             z: Features, [B, d_q, H, W].
 
         Returns:
-            Integers of [B, H, W].
+            Integers, [B, H, W].
         """
-        # argmin_n ||z - c_n||^2 = argmin_n ||c_n||^2 - 2 <z, c_n>: a 1x1 convolution, the same for every exporter.
+        # argmin_n ||z - c_n||^2 = argmin_n ||c_n||^2 - 2 <z, c_n>: a 1x1 convolution, which every exporter supports.
         scores = F.conv2d(z, -2 * self.codes[:, :, None, None]) + self.codes.square().sum(1)[:, None, None]
         return scores.argmin(dim=1)
 

@@ -31,8 +31,8 @@ class LogicalConfig:
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
         rectify_embedding: Whether the second convolution of the one-class embedding is normalised and rectified, as the
             first is and as in RD4AD.
-        clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights of ViT-B/32 were
-            trained with QuickGELU; those of other projects, as ``ViT-B-32``, were not.
+        clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights need
+            an architecture with QuickGELU, as the default has; most others need one without, such as ``ViT-B-32``.
         captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
             embeddings is taken.
         prior_dim: Channels of the global context g, a linear layer of the text embedding.
@@ -40,16 +40,16 @@ class LogicalConfig:
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
         atrous_width: Channels of each branch of the atrous block that feeds a codebook.
-        dilations: Dilations of the atrous blocks. ``"map"`` goes by the map that a block sees: 6, 12 and 18, or 2, 4
-            and 6 where a side is below 32, where the larger ones see little but the centre. ``"level"`` gives the
-            levels from 4 on the smaller ones, whatever the size of the image; at 256 pixels that is the same.
+        dilations: Dilations of the atrous blocks: 6, 12 and 18, or 2, 4 and 6 on small maps, where larger kernels see
+            little but padding around the centre. ``"map"`` counts a map with a side below 32 as small, ``"level"``
+            every map from level 4 on. At 256 pixels both agree.
         codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
             ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
         codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
             after each epoch.
         fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
             (the literal reading) runs them at the concatenated width.
-        fusion_depth: LeWin blocks per fusion; odd ones are shifted.
+        fusion_depth: LeWin blocks per fusion; every second one has shifted windows.
         window: Side of the attention windows.
         head_dim: Channels per attention head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
@@ -57,7 +57,8 @@ class LogicalConfig:
         decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1
             convolutions project a wider level to it, and the decoder's features back for eq. 4. ``None``: as many as
             the encoder, as in RD4AD. The embedding itself has ``embedding_channels``.
-        norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` is the literal reading.
+        norm: ``"gn"`` is group normalisation, independent of the batch size; ``"bn"`` batch normalisation, the literal
+            reading.
         cosine: ``"local"`` compares feature vectors per position (eq. 3), ``"flat"`` whole maps (RD4AD's code).
         feature_loss_weight: Weight of eq. 4 in eq. 6.
         image_loss_weight: Weight of eq. 5 in eq. 6.

@@ -24,6 +24,9 @@ class Fusion(nn.Module):
     Attributes:
         out_channels: Channels of the result.
 
+    Raises:
+        ValueError: If windows cannot tile the map.
+
     Example:
         >>> fusion = Fusion(16, 8, 4, (8, 8), mode="concat", depth=1, window=8, head_dim=32, modulator=False)
         >>> fusion(torch.zeros(2, 16, 8, 8), torch.zeros(1, 8, 1, 1), torch.zeros(2, 4, 8, 8)).shape
@@ -61,7 +64,7 @@ class Fusion(nn.Module):
         )
 
     def _upsample(self, prior: Tensor) -> Tensor:
-        """AGU: upsample the global context to the size of the map; a 1 x 1 context broadcasts by itself."""
+        """Upsample the global context to the size of the map (AGU in the paper); 1 x 1 broadcasts by itself."""
         if prior.shape[-2:] == (1, 1):
             return prior
         return F.interpolate(prior, size=self.size, mode="bilinear", align_corners=False)

@@ -33,7 +33,7 @@ class WindowAttention(nn.Module):
     Args:
         dim: Channels.
         size: Height and width of the map.
-        window: Side of a window; a map that is not larger is one window.
+        window: Side of a window; a side of the map that is not larger has one window.
         heads: Number of attention heads.
         shift: Whether windows are shifted by half their side.
         modulator: Whether a learned embedding is added to each token of a window.
@@ -111,7 +111,12 @@ class WindowAttention(nn.Module):
 
 
 class LeFF(nn.Module):
-    """Locally enhanced feed-forward network: a depth-wise 3x3 convolution between two linear layers."""
+    """Locally enhanced feed-forward network: a depth-wise 3x3 convolution between two linear layers.
+
+    Args:
+        dim: Channels.
+        ratio: Factor by which the hidden layer is wider.
+    """
 
     def __init__(self, dim: int, ratio: int = 4) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ class LogicalLoss(nn.Module):
     """Eq. 6: weighted sum of the feature loss (eq. 4), the image loss (eq. 5) and the codebook loss (eq. 2).
 
     Args:
-        config: Weights, and the cosine of whole maps or of positions.
+        config: Its loss weights and ``cosine`` are used.
     """
 
     def __init__(self, config: LogicalConfig) -> None:

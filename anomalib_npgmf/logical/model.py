@@ -20,7 +20,7 @@ class LogicalOutput(NamedTuple):
     """Result of a forward pass.
 
     Attributes:
-        decoded: f_D^k, finest level first; without reconstruction only the levels from the finest one of eq. 7 on.
+        decoded: f_D^k, [B, C_k, H/2^k, W/2^k], finest first; without image, only from the finest level of eq. 7 on.
         reconstruction: Reconstructed image, [B, 3, H, W]; ``None`` if it was not requested.
         codebook_loss: Eq. 2 summed over levels; zero in evaluation mode.
     """
@@ -120,7 +120,7 @@ class LogicalBranch(nn.Module):
             config,
         )
         self.loss = LogicalLoss(config)
-        self._renew = False  # whether an epoch has ended since the last training pass
+        self._renew = False  # whether an epoch has ended, so that the next training pass renews the codes
         self._generator = torch.Generator("cpu").manual_seed(0)
 
     def standardise(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -203,7 +203,7 @@ class LogicalBranch(nn.Module):
 
     @in_single_precision
     def anomaly_map(self, features: Sequence[Tensor], output: LogicalOutput) -> Tensor:
-        """S_log of eq. 7, [B, 1, H, W]."""
+        """S_log of eq. 7, [B, 1, H, W], from the features given to `forward` and what it returned."""
         left_out = len(self.levels) - len(output.decoded)
         decoder = [output.decoded[i - left_out] for i in self._scored]
         return logical_map([features[i] for i in self._scored], decoder, self.image_size)
@@ -238,7 +238,7 @@ class LogicalBranch(nn.Module):
         return statistics
 
     def training_state(self) -> dict[str, Any]:
-        """What a training needs to go on exactly beside its parameters: how codes are to be renewed."""
+        """State beside the parameters that resuming a training exactly needs: that of the renewal of codes."""
         usage = {str(level): self._codebook(level).usage.cpu() for level in self.vq_levels}
         return {"renew": self._renew, "generator": self._generator.get_state(), "usage": usage}
 

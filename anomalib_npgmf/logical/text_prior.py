@@ -52,7 +52,7 @@ def text_dim_of(model_name: str) -> int:
 
 
 def _clip_config(model_name: str) -> dict[str, Any]:
-    import open_clip  # imported here, since a trained model of the default architecture does without
+    import open_clip  # imported here: a trained model of the default architecture works without it
 
     config: dict[str, Any] | None = open_clip.get_model_config(model_name)
     if config is None:
@@ -65,8 +65,8 @@ def _clip_config(model_name: str) -> dict[str, Any]:
 def encode_caption(*captions: str, model_name: str = CLIP_MODEL, weights: str | Path | None = None) -> Tensor:
     """Embed a caption, or several, with CLIP's frozen text tower.
 
-    The tower computes with QuickGELU where its weights were trained so, as OpenAI's were. Of published weights this is
-    known; of a file the architecture's name tells it (``...-quickgelu``), or the file itself if it is OpenAI's own.
+    QuickGELU is used where the weights were trained with it, as OpenAI's were. open_clip knows this of published
+    weights; a local file needs an architecture named ``...-quickgelu``, unless it is OpenAI's original file.
 
     Args:
         captions: The text or texts.
@@ -79,6 +79,7 @@ def encode_caption(*captions: str, model_name: str = CLIP_MODEL, weights: str | 
         The embedding of unit length, [d]; of several captions the mean of theirs, brought to unit length.
 
     Raises:
+        FileNotFoundError: If the weights are neither published nor a file.
         ValueError: If the file does not fit, naming the first keys, or the architecture is unknown.
         RuntimeError: If the hub cannot be reached.
     """
@@ -127,7 +128,7 @@ class TextPrior(nn.Module):
 
     Args:
         kind: ``"clip"`` expects the embedding through `set_embedding`; ``"random"`` is a fixed random unit vector and
-            ``"learned"`` a trained vector (the two controls).
+            ``"learned"`` a trained vector, both for comparison.
         dim: Channels of the context.
         grid: Side s0 of the context's grid.
         embedding_dim: Length of t, see `text_dim_of`.

@@ -10,7 +10,7 @@ from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL, MapMerger
 from anomalib_npgmf.merging.statistics import MapStatistics
 
-_STEP = 4  # pixels between those of which the quantile is taken; the maps are smooth
+_STEP = 4  # the quantile is taken of every fourth pixel per axis; the maps are smooth
 
 
 def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats: Tensor | None = None) -> None:

@@ -10,8 +10,8 @@ from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
 COMPOSITION_MARGIN = 0.25  # standard deviations
-LARGEST_SCORE = 6.0  # standard deviations, above which the composition marks no more strongly
-SURPLUS_WEIGHT = 5.0  # standard deviations of the map for one of the score, where everything is surplus
+LARGEST_SCORE = 6.0  # standard deviations; a larger score does not raise the map further
+SURPLUS_WEIGHT = 5.0  # raise of the map per standard deviation of the score, where the surplus is one
 
 
 class Merged(NamedTuple):
@@ -75,7 +75,7 @@ class CompositionMerger(nn.Module):
             distances: Composition distances of the same images, [N].
             cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
                 training images, [3]; they are pooled with ``distances``.
-            normal_level: Quantile 0.95 of the pixels of the branches' merged maps of the calibration images.
+            normal_level: Quantile 0.95 of the pixels of the branches' merged maps, not yet standardised.
 
         Raises:
             ValueError: If a score is NaN or infinite.
@@ -96,7 +96,7 @@ class CompositionMerger(nn.Module):
         self.normal_level.fill_((normal_level - float(self.mean[0])) / float(self.std[0]))
 
     def forward(self, branches: Tensor | None, surplus: Tensor, distance: Tensor, count_distance: Tensor) -> Merged:
-        """Combine.
+        """Merge the composition with the map of the branches.
 
         Args:
             branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.

@@ -17,8 +17,8 @@ class MapMerger(nn.Module):
     With ``maximum``, an addition to the paper, it is the pixelwise maximum of the two calibrated and smoothed maps:
     where only one branch detects an anomaly, a sum would add the other branch's noise.
 
-    Maps are merged and smoothed at one size and returned at another, to which they are enlarged before anything is read
-    from them: the score is the maximum of the map that is returned.
+    Maps are merged and smoothed at ``size``, then enlarged to ``output_size``. Without composition the score is the
+    maximum of the enlarged map.
 
     Args:
         size: Height and width at which maps are merged.
@@ -33,6 +33,10 @@ class MapMerger(nn.Module):
         mean: mu of the logical and the structural map.
         std: Their standard deviation.
         composition: Merger of the composition map, see `CompositionMerger`; ``None`` without one.
+        calibrated: Whether `calibrate` was called.
+
+    Raises:
+        ValueError: If a weight is negative or both are zero.
 
     Example:
         >>> merger = MapMerger((64, 64), 1.0, 3.0, blur=nn.Identity())

@@ -1,4 +1,4 @@
-"""How far above the mean of normal scores a threshold lies, for a stated rate of false alarms."""
+"""How far above the mean of normal scores a threshold lies, for a given false alarm rate."""
 
 import math
 
@@ -14,7 +14,7 @@ def deviations(count: int, rate: float) -> float:
 
     For normally distributed scores, a further normal image exceeds ``mean + k std`` with probability ``rate`` over
     both the image and the calibration images: ``k = t sqrt(1 + 1 / count)`` with the quantile t of Student's
-    distribution, the bound of a prediction interval. Few images do not tell mean and deviation well, so that k grows.
+    distribution, the bound of a prediction interval. k grows for few images, which estimate mean and std poorly.
 
     Args:
         count: Number of normal images that mean and sample standard deviation come from.
@@ -30,10 +30,10 @@ def deviations(count: int, rate: float) -> float:
 
 
 def rate_interval(count: int, rate: float) -> tuple[float, float]:
-    """Where the true rate of false alarms of one calibration lies with 95 % confidence.
+    """95 % confidence interval of the true false alarm rate of one calibration.
 
-    `deviations` holds on average over calibrations; a single one, which saw ``count`` images, is luckier or unluckier.
-    For normally distributed scores its rate follows from those of mean and deviation (a tolerance limit).
+    `deviations` keeps the rate on average over calibrations; that of a single one, on ``count`` images, varies. For
+    normally distributed scores it follows from the distributions of sample mean and deviation (a tolerance limit).
 
     Args:
         count: Number of normal calibration images.
@@ -48,7 +48,7 @@ def rate_interval(count: int, rate: float) -> tuple[float, float]:
     """
     if count < 2:
         return 0.0, 1.0
-    # deviations of the sample in units of the true one, at the middles of equally likely steps
+    # sample standard deviations relative to the true one, at the midpoints of equally likely steps
     steps = (np.arange(_STEPS) + 0.5) / _STEPS
     spreads = np.sqrt(stats.chi2.ppf(steps, count - 1) / (count - 1))
     reached = deviations(count, rate) * spreads

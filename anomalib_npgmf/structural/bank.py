@@ -24,7 +24,7 @@ class MemoryBank(nn.Module):
     """Coreset of normal patches, collected image by image and searched for the nearest one.
 
     Call :meth:`append` for every training image, :meth:`finish` once, and :meth:`search` from then on. The bank is
-    stored relative to its mean, where float32 products round least, and in the order of selection, so that its first
+    stored relative to its mean, which keeps rounding errors small, and in the order of selection, so that its first
     rows are the greedy coreset of any smaller size.
 
     Args:
@@ -153,7 +153,7 @@ class MemoryBank(nn.Module):
         # Converted once for all chunks: a CPU multiplies in float32 only.
         bank = self.embeddings.to(torch.float32) if queries.device.type == "cpu" else self.embeddings
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-            return nearest(queries, bank, self.norms)[0]  # a graph has no loop over a number of chunks
+            return nearest(queries, bank, self.norms)[0]  # a graph cannot loop over a variable number of chunks
         chunks = queries.split(rows_per_chunk(len(self), self.search_bytes))
         return torch.cat([nearest(chunk, bank, self.norms)[0] for chunk in chunks])
 
@@ -176,15 +176,15 @@ class MemoryBank(nn.Module):
         return PatchCollector(self.dtype, budget=self.collect_bytes, ratio=self.coreset_ratio, seed=self.seed)
 
     def build(self, blocks: list[Tensor], num_patches: int, *, progress: bool = False) -> None:
-        """Select the coreset of these patches and store it as the bank; this process alone.
+        """Select the coreset of these patches and store it as the bank, in this process only.
 
         Args:
             blocks: Patches ``[n_i, d]``; with whitening they are overwritten by whitened ones.
-            num_patches: Number of which to keep ``coreset_ratio``: that of before thinning.
+            num_patches: Number of patches before thinning, of which ``coreset_ratio`` is kept.
             progress: Show a progress bar.
 
         Raises:
-            ValueError: If the bank would be empty, or a patch does not fit its precision.
+            ValueError: If the bank would be empty, or a patch exceeds the range of its precision.
         """
         size = int(self.coreset_ratio * num_patches)
         if size == 0:
@@ -195,7 +195,7 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         if self.whiten is not None:
             self.center, self.metric = whitening(blocks, self.whiten)
-            for block in blocks:  # in place, for the same reason
+            for block in blocks:  # in place: a copy would double the memory needed
                 block.copy_((block.float() - self.center) @ self.metric)
         rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
         if self.whiten is None:
@@ -210,7 +210,7 @@ class MemoryBank(nn.Module):
             patches: Patches ``[M, d]``, float32; `shrink` keeps the first ones.
 
         Raises:
-            ValueError: If a patch does not fit the bank's precision.
+            ValueError: If a patch exceeds the range of the bank's precision.
         """
         self.center = patches.mean(dim=0)
         self.metric = patches.new_empty(0, 0)

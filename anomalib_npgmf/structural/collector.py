@@ -26,7 +26,7 @@ class PatchCollector:
     Args:
         dtype: Precision in which patches are stored.
         budget: Size of all patches of all processes, bytes, above which each image is thinned.
-        ratio: Coreset ratio of the final selection; thinning keeps at least four times that fraction.
+        ratio: Coreset ratio of the final selection; thinning keeps four times that fraction, at least a quarter.
         seed: Seed of the thinning.
 
     Example:
@@ -87,7 +87,7 @@ class PatchCollector:
         """Move the blocks of every process to rank 0; without effect in a single process.
 
         Args:
-            device: Where this process's blocks are, or would be if it had any.
+            device: Device for this process's blocks, also for those it receives.
         """
         if not is_distributed():
             return

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from anomalib_npgmf.structural.search import mean_row, nearest
 
 _POOL = 512  # points per pool
-_RENEW_ROWS = 128  # points updated at once; sorted by their last update, so that few repeat a centre
+_RENEW_ROWS = 128  # points updated at once; sorted by last update, so that few distances are computed twice
 _ROWS = 1024  # points read at once where all are read
 _CHOSEN = -1.0  # bound of a chosen point: never chosen twice, even among duplicates
 
@@ -29,6 +29,9 @@ class LazyGreedy:
         features: Points ``[N, k]``.
         size: Number of centres to choose.
         exact: Recompute every distance that may decide the selection from the difference of the two points.
+
+    Raises:
+        ValueError: If a feature is not finite.
     """
 
     def __init__(self, features: Tensor, size: int, *, exact: bool) -> None:
@@ -37,7 +40,7 @@ class LazyGreedy:
         self.exact = exact
         self.count = 0
         self.selected = features.new_empty(size, dtype=torch.long)
-        # Products are taken relative to the mean, where float32 rounds least.
+        # Products are taken relative to the mean: smaller norms, smaller rounding errors.
         self.mean = mean_row(features)
         if not bool(self.mean.isfinite().all()):
             msg = "The embedding holds NaN or Inf; check the images and the backbone's weights."
@@ -50,8 +53,8 @@ class LazyGreedy:
         self.squares = features.new_empty(pool, pool, dtype=torch.float32)  # squared distances within a pool
 
     def run(self, start: int, *, progress: bool) -> Tensor:
-        """Choose all centres, starting with the point of index ``start``."""
-        hidden = None if progress else True  # None: shown on a terminal alone
+        """Choose all centres, starting with the point of index ``start``; returns their indices, [size]."""
+        hidden = None if progress else True  # tqdm: None shows the bar only on a terminal
         with tqdm(total=self.size, desc="Selecting coreset", leave=False, disable=hidden) as bar:
             first = self.features[start].float()
             self._add(torch.tensor([start], device=self.features.device), first[None] - self.mean)
@@ -99,10 +102,10 @@ class LazyGreedy:
         return renewed
 
     def _choose(self, points: Tensor, distance: Tensor, outside: float, *, at_least: int) -> Tensor:
-        """Run greedy steps within the pool while its farthest point exceeds all outside; updates ``distance`` in place.
+        """Run greedy steps within the pool while its farthest point exceeds all outside; return the chosen positions.
 
         A pool that was already up to date contains a farthest point of all, so there ``at_least`` one step is correct:
-        a tie with a point outside must not stop the selection.
+        a tie with a point outside must not stop the selection. Updates ``distance`` in place.
         """
         norms = points.square().sum(dim=1)
         torch.mm(points, points.T, out=self.squares).mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)

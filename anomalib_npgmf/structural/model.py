@@ -118,5 +118,5 @@ def concatenated(features: Sequence[Tensor]) -> Tensor:
 
 
 def _whitened(channels: Sequence[int], config: StructuralConfig) -> list[tuple[int, float]]:
-    """Channels and weight of each level: a level weighs as the side of its map, in units of the finest."""
+    """Channels and weight of each level; the weight is the side of its map relative to the finest map's."""
     return [(count, 2.0 ** (config.levels[0] - level)) for count, level in zip(channels, config.levels, strict=True)]

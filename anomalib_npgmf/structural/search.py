@@ -38,8 +38,8 @@ def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Ten
 def half_precision_match(queries: Tensor, points: Tensor, norms: Tensor) -> Tensor:
     """Return the nearest point of every query from a product in the points' half precision.
 
-    Vectors are scaled so that no point has a norm above one and the product cannot overflow. Points whose scores agree
-    within half precision may be confused.
+    Queries are divided by the largest norm of a point, so that no product exceeds the norm of its query: below 65504
+    float16 does not overflow. Points whose scores agree within half precision may be confused.
 
     Args:
         queries: Query vectors ``[n, d]``, float32.

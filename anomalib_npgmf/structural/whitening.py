@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SHRINKAGE = 1.0  # added to every variance before whitening, times their mean
+SHRINKAGE = 1.0  # times the mean variance: added to every variance before whitening
 _ROWS = 4096
 
 
@@ -16,7 +16,7 @@ def whitening(blocks: Sequence[Tensor], levels: Sequence[tuple[int, float]]) -> 
 
     In the features of a level a few directions hold most of the variance, and normal images vary along them. Whitening
     lets the others count as well. Each level is whitened by itself with the covariance ``C + v I``, v being the mean
-    variance of its channels, and then scaled to a total variance of its weight squared.
+    variance of its channels, and then scaled so that its total variance is the square of its weight.
 
     Args:
         blocks: Embeddings ``[n_i, d]``, which concatenate the levels.
