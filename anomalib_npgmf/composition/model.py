@@ -53,7 +53,7 @@ class CompositionOutput(NamedTuple):
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
-    Whole-image histograms ignore positions and are the most accurate; those of grids detect what lies in the wrong
+    Whole-image histograms ignore positions and tell numbers best; those of grids detect what lies in the wrong
     place or does not belong together; a memory bank of regions, where the settings ask for it, what is unlike any
     normal part. The distance of each is standardised by its mean and standard deviation over normal images, and the
     largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer than
