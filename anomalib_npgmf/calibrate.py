@@ -89,7 +89,7 @@ def recalibrate(
         post.set_false_alarm_rate(false_alarm_rate)
     print(post.statement() or "The scores of its normal images are not known; give --good.")
     if bad is not None:
-        Console().print(found_by_rate(post, scores_of(model, bad)))
+        Console().print(detection_table(post, scores_of(model, bad)))
     output = output or checkpoint.with_stem(f"{checkpoint.stem}-calibrated")
     with anomalib_safe_globals():
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -109,7 +109,7 @@ def scores_of(model: Npgmf, folder: Path) -> Tensor:
     return torch.cat([model.model(model.normalised(batch.image)).pred_score.reshape(-1) for batch in batches])
 
 
-def found_by_rate(post: CalibratedPostProcessor, scores: Tensor) -> Table:
+def detection_table(post: CalibratedPostProcessor, scores: Tensor) -> Table:
     """Table of how many anomalous images are found at which false alarm rate; the model's own rate is marked.
 
     Args:

@@ -67,7 +67,9 @@ class CodeExamples(nn.Module):
                 top, left = (int((at + 0.5) * THUMBNAIL / side) for at, side in ((row, pure.shape[2]), (column, width)))
                 patch = padded[image, :, top : top + SIDE, left : left + SIDE]
                 self.patches[divmod(code, self.patches.shape[1])][number] = patch.to(self.patches)
-        numbers = torch.tensor([[regions_of(book) for book in image] for image in memberships], device=pure.device)
+        numbers = torch.tensor(
+            [[component_counts(book) for book in image] for image in memberships], device=pure.device
+        )
         deviation, mean = torch.std_mean(numbers.float(), dim=0, correction=0)
         self.regions.copy_(torch.stack([mean, deviation], dim=-1))
 
@@ -83,7 +85,7 @@ class CodeExamples(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def regions_of(memberships: Tensor) -> list[int]:
+def component_counts(memberships: Tensor) -> list[int]:
     """Number of regions of each code: connected sets of at least three positions.
 
     Args:
@@ -95,7 +97,7 @@ def regions_of(memberships: Tensor) -> list[int]:
     Example:
         >>> memberships = torch.zeros(2, 6, 6)
         >>> memberships[0], memberships[1, :2, :2], memberships[1, 4:, :3], memberships[1, 5, 5] = 0.5, 1.0, 1.0, 1.0
-        >>> regions_of(memberships)  # the single position is too small
+        >>> component_counts(memberships)  # the single position is too small
         [1, 2]
     """
     labels = memberships.argmax(dim=0).cpu().numpy()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomalib_npgmf.composition.examples import regions_of
+from anomalib_npgmf.composition.examples import component_counts
 from anomalib_npgmf.composition.histogram import Evidence
 
 
@@ -111,7 +111,7 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
         mask=mask & (F.interpolate(cell, size=size, mode="nearest")[0, 0] > 0),
         place=place_of(row, column, grid),
         patches=examples.patches[book, code] if examples is not None and bool(examples.patches.any()) else None,
-        regions=None if usual is None else (regions_of(found.memberships[image, book])[code], usual),
+        regions=None if usual is None else (component_counts(found.memberships[image, book])[code], usual),
     )
 
 

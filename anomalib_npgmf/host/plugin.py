@@ -193,7 +193,7 @@ def _check_host_version() -> None:
     if _host_version().split(".")[:2] != _SUPPORTED_HOST.split("."):
         _warn(
             f"anomalib-npgmf was made for anomalib {_SUPPORTED_HOST} and found {_host_version()}: "
-            "install `anomalib>=2.7,<2.8`, or an anomalib-npgmf made for this anomalib."
+            f"install `anomalib=={_SUPPORTED_HOST}.*`, or an anomalib-npgmf made for this anomalib."
         )
 
 
