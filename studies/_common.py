@@ -71,14 +71,14 @@ def run_part(doc: str | None, *parts: Callable[[argparse.Namespace], None], **de
 
 
 def load(name: str, folder: Path = RESULTS) -> Row:
-    """A results file; without rows if it was not written yet."""
+    """Content of a results file; ``{"rows": []}`` if there is none yet."""
     path = folder / f"{name}.json"
     return read(path) if path.is_file() else {"rows": []}
 
 
 def save(path: Path, rows: Sequence[Row], **extra: object) -> None:
-    """Write rows with the command that runs now and where it runs, and print them."""
-    # where things lie on one machine means nothing on another
+    """Write rows with the present command, versions and hardware, and print them as a table."""
+    # absolute paths mean nothing on another machine
     script, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
     machine = hardware()
     environment = {
@@ -101,21 +101,21 @@ def command_of(result: Row) -> str:
 
 
 def source(result: Row) -> str:
-    """How the figures of a results file came about."""
+    """Command, machine and load that a results file was measured with."""
     own = result["environment"]
     where = f"{own['cpu']}, {own['threads']} thread(s), torch {own['torch']}"
     return f"`{command_of(result)}` on {where}, load average {own['load_average']:.0f}"
 
 
 def table(rows: Sequence[Row] | pd.DataFrame) -> str:
-    """Markdown table; real numbers are shown with three digits, what is missing stays empty."""
+    """Markdown table; floats have three significant digits, missing values stay empty."""
     frame = pd.DataFrame(rows, dtype=object)
     texts = frame.where(frame.notna(), "").map(lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell))
     return tables.table(frame.columns, texts.to_numpy().tolist())
 
 
 def section(name: str, columns: Sequence[str] | None = None, note: str = "") -> str:
-    """Table of a results file, with all columns or some, and how it came about."""
+    """Table of a results file, with all columns or some, the note and `source`."""
     result = load(name)
     if not result["rows"]:
         return "Not measured yet."
@@ -125,7 +125,7 @@ def section(name: str, columns: Sequence[str] | None = None, note: str = "") -> 
 
 
 def fill(page: Path, content: Mapping[str, str]) -> None:
-    """Put texts between their marks in a document."""
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` in a document, by name."""
     text = page.read_text(encoding="utf-8")
     for name, part in content.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -134,10 +134,10 @@ def fill(page: Path, content: Mapping[str, str]) -> None:
 
 
 def take_turns(calls: Mapping[str, Call], seconds: float = 0.0, turns: int = 3, warmup: int = 1) -> pd.DataFrame:
-    """Time calls that take turns, so that whatever else the machine does meets all alike.
+    """Time calls in alternation, so that other load on the machine affects all alike.
 
     Returns:
-        ``wall`` and ``cpu`` seconds, indexed by name and turn, of at least that many turns and seconds.
+        ``wall`` and ``cpu`` seconds, indexed by name and turn, of at least ``turns`` turns and ``seconds`` in all.
     """
     rows: list[tuple[str, int, float, float]] = []
     begin, turn = time.perf_counter(), -warmup
@@ -168,21 +168,21 @@ def peak_memory() -> Iterator[dict[str, float]]:
 
 
 def gflops(call: Call) -> float:
-    """Floating-point operations, a multiplication and an addition counting as two."""
+    """Floating-point operations of a call in 10^9; a multiplication and an addition count as two."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops()) / 1e9
 
 
 def ready(preset: str, **changes: Any) -> NpgmfModel:
-    """A preset with changes that can predict once its bank is filled."""
+    """Model of a preset with changes and a trivial calibration; it can predict once its bank is filled."""
     model = NpgmfModel(resolve(preset, changes)).eval()
     model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     return model
 
 
 def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> NpgmfModel:
-    """A preset of random weights, with a bank of the size that it keeps of some images."""
+    """Model of a preset with random weights and a random bank, of the size that so many training images give."""
     torch.manual_seed(0)
     weights = {"text_prior": "random", "backbone_weights": "random", "structural_backbone_weights": "random"}
     model = ready(preset, **weights | changes).to(device)
@@ -195,7 +195,7 @@ def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> 
 
 
 def logical_map(model: Any, images: Tensor) -> object:
-    """What the logical branch computes of images, with the pass of its network."""
+    """Anomaly map of the logical branch from images, the pass of its encoder included."""
     features = model.features(images, ["logical"]).logical
     return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
 

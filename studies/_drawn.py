@@ -1,4 +1,4 @@
-"""Drawn categories for the studies: features of every image from one backbone pass, scores, and cells to collect."""
+"""Synthetic (drawn) categories for the studies: features from one backbone pass, metrics, results by cell."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Cells = dict[str, dict[str, dict[str, float]]]  # "category/seed": name: column:
 
 
 def backbone_of(args: argparse.Namespace, levels: Sequence[int] | None = None) -> Backbone:
-    """The network that the command line names."""
+    """The network that the command line names, with its weights."""
     if args.weights is None or args.root is None:
         raise SystemExit("--weights FILE (or 'random') and --root FOLDER are needed to measure.")
     backbone = Backbone(args.backbone, levels)
@@ -67,7 +67,7 @@ class Pictures:
 
     Attributes:
         paths: Every image.
-        train: Numbers of the training images.
+        train: Indices of the training images.
         features: Map [N, C, h, w] of all images by level.
         images: The images as the network sees them, [N, 3, *size].
     """
@@ -89,7 +89,7 @@ class Pictures:
 
 
 class DrawnCategory(Pictures):
-    """Features of all images of a drawn category, 60 training images among them; drawn if they are not there yet.
+    """Features of all images of a drawn category with 60 training images; images are drawn if they do not exist.
 
     Args:
         root: Folder of the drawn images.
@@ -108,7 +108,7 @@ class DrawnCategory(Pictures):
 
 
 def smoothed(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [N, 1, *size] from smaller ones, smoothed as the model does it."""
+    """Maps [N, 1, h, w] resized to [N, 1, *size] and smoothed as in the model."""
     blur = GaussianBlur2d(sigma=4 * min(size) / 256)
     return blur(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
 
@@ -134,7 +134,7 @@ def scores(paths: Sequence[Path], image_scores: Tensor, maps: Tensor | None = No
 
 
 def long(cells: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per value of the cells: ``category``, ``seed``, ``name``, ``column``, ``value``."""
+    """Long table with one row per value of the cells: ``category``, ``seed``, ``name``, ``column``, ``value``."""
     rows = [
         (*key.replace("/seed", "/").split("/"), name, column, value)
         for key, names in cells.items()
@@ -157,7 +157,7 @@ def collect(
         name: Name of the results file.
         args: Command line.
         rows_of: Rows of the table from the cells.
-        measure: Cell of a category and a seed.
+        measure: Returns the cell (names, columns, values) of a category and a seed.
         extra: What else the results file holds.
     """
     cells: Cells = load(name, args.out).get("cells", {})

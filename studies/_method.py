@@ -1,4 +1,4 @@
-"""The method row by row: what the paper says, where the code is, which test holds it, what was chosen and why."""
+"""The method row by row: what the paper says, where the code is, which test checks it, what was chosen and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def sentences(folder: Path) -> dict[str, str]:
-    """What was measured of the choices, by the name that rows have for it.
+    """Sentences with measured results, by the placeholder that ``choice`` of a row has for them.
 
     Args:
         folder: Folder of the results files.

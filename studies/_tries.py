@@ -62,7 +62,7 @@ def make_files(folder: Path) -> dict[str, Path]:
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A file's content after an accident, and the accident."""
+    """A kind of damage, and the content of a file after it."""
     kind = str(rng.choice(["truncated", "overwritten", "zeroed", "random"], p=[0.4, 0.35, 0.15, 0.1]))
     start = int(rng.integers(0, len(content)))
     size = int(rng.integers(16, 4096))
@@ -75,7 +75,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def damaged_files(intact: Path, folder: Path, count: int, rng: np.random.Generator) -> Iterator[Bad]:
-    """Copies of a model file after an accident; those that changed nothing are left out."""
+    """Damaged copies of a model file; damage that changes nothing is left out."""
     content = intact.read_bytes()
     for number in range(count):
         kind, changed = damaged(content, rng)
@@ -123,7 +123,7 @@ def _foreign_contents() -> list[bytes]:
 
 
 def changed_checkpoints(intact: Path, folder: Path, count: int, rng: np.random.Generator) -> Iterator[Bad]:
-    """Checkpoints in which one entry is missing or another value."""
+    """Checkpoints in which one entry is missing or has another value."""
     for number in range(count):
         content = torch.load(intact, weights_only=True)
         inside = [content, content["state_dict"], content["hyper_parameters"], content[KEY]][number % 4]
@@ -148,14 +148,14 @@ def write_maps(folder: Path, category: Path) -> None:
 
 
 def spoil_data(root: Path, rng: np.random.Generator) -> Bad | None:
-    """Spoil one file of a category and its maps; None where that leaves the file as it was, or only other scores."""
+    """Damage one file of a category or of its maps; None if that changes nothing, or nothing but scores."""
     patterns = ("data/*/defects_config.json", "maps/**/*.tiff", "data/*/ground_truth/**/*.png", "data/*/test/**/*.png")
     pattern = str(rng.choice(patterns))
     path = Path(rng.choice(sorted(map(str, root.glob(pattern)))))
     content = path.read_bytes()
     if path.suffix == ".json" and rng.random() < 0.7:
         return _spoil_config(path, rng)
-    # without a test image, or one of several masks, a category is another one, not a bad one
+    # a category that lacks a test image, or one of several masks, is smaller but valid
     if rng.random() < 0.15 and (path.suffix != ".png" or len(list(path.parent.iterdir())) == 1):
         path.unlink()
         if rng.random() < 0.5:
@@ -170,7 +170,7 @@ def spoil_data(root: Path, rng: np.random.Generator) -> Bad | None:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a TIFF file has a checksum."""
+    """Whether a TIFF file is compressed, so that it has a checksum."""
     with tifffile.TiffFile(path) as file:
         return bool(file.pages[0].compression != 1)
 
@@ -179,7 +179,7 @@ def _spoil_config(path: Path, rng: np.random.Generator) -> Bad:
     entries = json.loads(path.read_text())
     entry = entries[int(rng.integers(len(entries)))]
     field = str(rng.choice(list(entry)))
-    # numbers and names are right where they are; others of the kind are another data set
+    # another positive number or another text is valid: it makes another data set
     wrong = [value for value in PLAIN if type(value) is not type(entry[field]) and not _is_number(value, entry[field])]
     choice = rng.random()
     if choice < 0.15:

@@ -1,4 +1,4 @@
-"""Memory bank: time, memory and accuracy of its selection, build and search.
+"""Memory bank: time, memory and accuracy of coreset selection, build and search.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python studies/bank.py coreset  # the selection against anomalib's KCenterGreedy
     python studies/bank.py build     # 350 images of 4096 patches, the LOCO size of the paper
@@ -74,7 +74,7 @@ def coreset(args: argparse.Namespace) -> None:
 
 
 def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of anomalib's selection, from some of its steps."""
+    """Seconds of anomalib's selection, extrapolated from its first steps."""
     from anomalib.models.components import KCenterGreedy
 
     def run(count: int) -> None:
@@ -89,7 +89,7 @@ def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> d
 
 
 def build_one(images: int, side: int, dtype: torch.dtype, threads: int) -> Row:
-    """Build the bank of images of ``side``² patches, and search it for those of one more image."""
+    """Build the bank of images with ``side``² patches each, and search it for the patches of one more image."""
     torch.set_num_threads(threads)
     bank = MemoryBank(0.01, dtype=dtype)
     collect = 0.0
@@ -131,7 +131,7 @@ def growth(args: argparse.Namespace) -> None:
 
 
 def cover(args: argparse.Namespace) -> None:
-    """Compare the covering radius after thinning every image with that of one selection from all patches."""
+    """Covering radius after thinning every image (to its own coreset), against one selection from all patches."""
     blocks = smooth_patches(range(args.images or 60), 32)
     embedding, ratio = blocks.flatten(0, 1), 0.01
     number_of = {tuple(patch[:4].tolist()): number for number, patch in enumerate(embedding)}
@@ -195,7 +195,7 @@ def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
 
 
 def accuracy(args: argparse.Namespace) -> None:
-    """Do the fast paths cost accuracy?"""
+    """Accuracy of the fast selection and of smaller banks against the exact selection."""
     backbone = backbone_of(args, (3, 4))
     found: list[Row] = []
     for seed in args.seeds:
@@ -214,7 +214,7 @@ def accuracy(args: argparse.Namespace) -> None:
 
 
 def thinning(args: argparse.Namespace) -> None:
-    """What does it cost that each image is thinned where all patches exceed the memory?"""
+    """Accuracy lost if each image is first reduced to its own coreset, as where all patches exceed the memory."""
     backbone = backbone_of(args, (3, 4))
     cells = [DrawnCategory(args.root, category, seed, backbone) for seed in args.seeds for category in args.categories]
     rows = []

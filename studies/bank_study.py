@@ -1,10 +1,10 @@
-"""What whitening and the memory bank of regions owe to their choices, on drawn images and on photographs.
+"""Ablation of whitening and of the memory bank of regions, on drawn images and on photographs.
 
     python studies/bank_study.py --root drawings --photographs FOLDER
 
 FOLDER holds MVTec LOCO AD's juice_bottle. No training: features come from the frozen network of preset small, whose
-weights are installed with the package. Images are of development seeds; no benchmark of drawn images uses them. A cell,
-a category and a seed, that is in the results file is not measured again.
+weights are installed with the package. Drawn images have development seeds, which no benchmark uses. A cell (a
+category with a seed) that is in the results file is not measured again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
 def bank_maps(
     levels: Sequence[Tensor], train: Sequence[int], averaged: bool, weights: Iterable[float] | None
 ) -> Tensor:
-    """Distance [N, 1, h, w] of every patch of all images from the nearest of the training images' bank."""
+    """Distance [N, 1, h, w] of every patch of all images to the nearest in the bank of the training images."""
     if averaged:
         levels = [F.avg_pool2d(level, 3, 1, 1) for level in levels]
     whiten = None if weights is None else [(len(level[0]), w) for level, w in zip(levels, weights, strict=True)]
@@ -74,7 +74,7 @@ def composed(pictures: Pictures, config: CompositionConfig) -> CompositionBranch
 
 @torch.no_grad()
 def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
-    """Image AUROC by kind of anomaly of every variant; of banks also AU-sPRO."""
+    """Image AUROC of every variant by kind of anomaly; for banks also AU-sPRO."""
     found = {}
     for name, (levels, averaged, weights) in BANKS.items():
         raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, weights)

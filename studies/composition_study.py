@@ -1,9 +1,9 @@
-"""What the composition read-out owes to each of its choices, on drawn images.
+"""Ablation of the composition branch, on drawn images.
 
     python studies/composition_study.py --weights mobilenetv2_100.pth --root drawings
 
-Every cell is a category and a seed; a cell that is in the output is not computed again. The seeds are not those of the
-reported benchmark: the defaults of the read-out were chosen with this study.
+A cell (a category with a seed) that is in the results file is not measured again. The seeds are not those of the
+reported benchmark, because the defaults of the branch were chosen with this study.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULT: dict[str, Any] = {
     "model": "gaussian",
 }
 GRID: dict[str, Any] = DEFAULT | {"sizes": (32,), "whiten": True}
-# cells per side, changes
+# cells per side of the grid, changes of DEFAULT (one cell) or of GRID
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "whole image": (1, {}),
     "whole image, random patches as codes": (1, {"codes": "random"}),
@@ -63,14 +63,14 @@ MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 class Cell(DrawnCategory):
-    """A category, its codebooks and the distances from its normal images."""
+    """A category, its codebooks and the composition distances of its images."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._codes: dict[tuple[Any, ...], SoftCodes] = {}
 
     def codes(self, level: int, size: int, books: int, kind: str, whiten: bool) -> SoftCodes:
-        """Codebooks of a level; nearest codes use those of soft ones."""
+        """Codebooks of a level; kinds ``nearest`` and ``soft`` share them."""
         key = (level, size, books, kind == "random", whiten)
         if key in self._codes:
             return self._codes[key]
@@ -89,7 +89,7 @@ class Cell(DrawnCategory):
         return codes
 
     def histograms(self, codes: SoftCodes, level: int, grid: int, nearest: bool) -> Tensor:
-        """Share of each code in each cell, [N, R, K * grid^2]."""
+        """Code histograms: share of each of K codes in each cell, for R codebooks, [N, R, K * grid^2]."""
         shares = []
         for block in self.features[level].split(16):
             memberships = codes(block)
@@ -101,7 +101,7 @@ class Cell(DrawnCategory):
         return torch.cat(shares)
 
     def distances(self, grid: int = 1, *, held_out: bool = False, **choice: Any) -> tuple[Tensor, Tensor]:
-        """Distance of every image and, if asked for, cross-validated distances of the training images."""
+        """Distances of all images and, with ``held_out``, cross-validated ones of the training images (else 0)."""
         squared, validated, total = torch.zeros(len(self.paths)), torch.zeros(len(self.train)), 0.0
         for level, size in product(choice["levels"], choice["sizes"]):
             weight = 2.0**-level if choice["weighted"] else 1.0

@@ -35,7 +35,7 @@ Runner = Callable[[NDArray[np.float32], str], NDArray[np.float32]]
 
 
 def runner(path: Path) -> Runner:
-    """Function of a file: images [B, 3, H, W] to its output of a name."""
+    """Function that runs an exported file: images [B, 3, H, W] and the name of an output to that output."""
     threads = torch.get_num_threads()
     if path.suffix == ".pt":
         model = torch.load(path, weights_only=False)["model"].eval()
@@ -60,12 +60,12 @@ def megabytes(path: Path) -> float:
 
 
 def random_image(size: int) -> NDArray[np.float32]:
-    """An image to time."""
+    """A random image for timing, [1, 3, size, size]."""
     return np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
 
 
 def files_of(model: Any, data: Any, folder: Path, *, banks: bool) -> list[tuple[str, str, Path]]:
-    """Export to every format and, if asked for, with smaller banks: table, name and file."""
+    """Export to every format and, with ``banks``, with smaller banks: name of the table, row and file of each."""
     from anomalib.deploy import CompressionType
 
     onnx = model.to_onnx(folder)
@@ -116,7 +116,7 @@ def formats(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def latency(args: argparse.Namespace) -> None:
-    """Export and time, the files taking turns."""
+    """Export, and time the files in alternation."""
     from anomalib.models import Patchcore, ReverseDistillation
 
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def latency(args: argparse.Namespace) -> None:
     rd = ReverseDistillation("wide_resnet50_2", pre_trained=False)
     for model in (patchcore, rd):
         model.pre_processor = model.configure_pre_processor((args.size, args.size))
-    # for one image each: with a dynamic batch anomalib's PatchCore exports for two
+    # a fixed batch of one: with a dynamic batch anomalib's PatchCore is exported for batches of two
     fixed = {"onnx_kwargs": {"dynamic_axes": None, "dynamic_shapes": None}, "input_size": (args.size, args.size)}
     named = {OURS: ours, PATCHCORE: patchcore, RD: rd}
     paths = {name: model.eval().to_openvino(args.folder / name, **fixed) for name, model in named.items()}
@@ -144,7 +144,7 @@ def latency(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print the tables: means of the categories, times of one; then a line for the two others one after the other."""
+    """Print the tables: accuracy is a mean of categories, times are of one; the last row is PatchCore plus RD."""
     rows = pd.DataFrame(load("export_formats", args.out)["rows"])
     columns = dict.fromkeys((*ACCURACY, "MB"), "mean") | dict.fromkeys(("ms", "cpu_ms"), "median")
     for kind, heading in (("formats", "format"), ("banks", "bank size")):

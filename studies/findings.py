@@ -47,7 +47,7 @@ def sources(*plans: str) -> dict[str, pd.DataFrame]:
 
 
 def by_seed(values: pd.Series) -> pd.DataFrame:
-    """One column per seed with all its categories; a category is left out if it lacks a seed that another one has."""
+    """Values by category (row) and seed (column); a category that lacks a seed of another category is left out."""
     return values.unstack("seed").dropna(axis="columns", how="all").dropna()
 
 
@@ -57,7 +57,7 @@ def overall(values: pd.Series) -> pd.Series:
 
 
 def less(found: Found, first: str, second: str) -> list[str]:
-    """``first`` less ``second``: the mean over the categories that both have, for every metric."""
+    """``first`` minus ``second`` for every metric: the mean over the categories that both have."""
     return [spread(by_seed(column).agg(fmean), signed=True) for _, column in (found[first] - found[second]).items()]
 
 
@@ -139,7 +139,7 @@ def parts_by_category(found: Found, chosen: Sequence[str]) -> str:
 
 
 def networks(found: Found, other: Found) -> str:
-    """Image AUROC of the parts with two networks; the merged score of the other one's records is of version 0.1."""
+    """Image AUROC of the branches with two networks; not of the merged map, which in ``other`` is of version 0.1."""
     rows = []
     for title, values in (("EfficientNet-Lite0, logical branch at 256 px", found), ("MobileNetV2, 128 px", other)):
         for text, name in PARTS.items():
@@ -150,7 +150,7 @@ def networks(found: Found, other: Found) -> str:
 
 
 def costs(found: Found) -> str:
-    """The merged map less the best single part of each category and metric, the part chosen by its mean over seeds."""
+    """The merged map minus the best single part of each category and metric, chosen by its mean over seeds."""
     single = [name for name in PARTS.values() if name not in ("merged", "maximum")]
     rows = []
     for category in found["merged"].index.unique("category"):

@@ -1,4 +1,4 @@
-"""What the model costs on a GPU: latency, throughput, memory, operations; and selection and search of the memory bank.
+"""Cost of the model on a GPU: latency, throughput, memory, operations; coreset selection and search of the memory bank.
 
     python studies/gpu.py models
     python studies/gpu.py models --compile --presets fast --batches 1
@@ -8,7 +8,7 @@
 ``models``: the whole model, the logical branch and the structural branch with the pass of their network, with the bank
 that each preset keeps of 350 images, in float32 (without TF32) and bfloat16, called from Python and as a CUDA graph, or
 compiled (``--compile``). ``bank``: a coreset of 10 % of patches in both modes, and the search of the patches of 16
-images in it. A figure is the median of ``--repeats`` calls, each of which waits for the GPU. Weights are random, which
+images in it. A value is the median of ``--repeats`` calls, each of which waits for the GPU. Weights are random, which
 changes no cost.
 """
 

@@ -50,7 +50,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def indices() -> dict[str, Callable[[MemoryBank], Search]]:
-    """How to prepare each index that is installed."""
+    """Functions that prepare a search, for each index that is installed."""
     found: dict[str, Callable[[MemoryBank], Search]] = {"torch": lambda bank: bank.search, "torch, 4 shards": sharded}
     if importlib.util.find_spec("openvino"):
         found["openvino"] = openvino_search
@@ -106,7 +106,7 @@ def faiss_search(bank: MemoryBank, description: str) -> Search:
 
 
 def exponents(built: pd.DataFrame) -> str:
-    """Slopes of log-log fits against the number of images; those of building among the builds that thin nothing."""
+    """Slopes of log-log fits against the number of images; for building only builds where no image is thinned."""
     logs = built[BUILT].apply(np.log)
     whole = logs[built.patches * DIM * 4 <= COLLECT_BYTES]
     fits = dict.fromkeys(("collect_cpu_s", "select_cpu_s", "added_gb"), whole) | {"search_cpu_ms": logs}
@@ -118,7 +118,7 @@ def exponents(built: pd.DataFrame) -> str:
 
 
 def break_even(found: pd.DataFrame) -> str:
-    """At which of the measured bank sizes each index needs less CPU time than torch."""
+    """Sentence: at which of the measured bank sizes each index needs at least 10 % less CPU time than torch."""
     times = found.pivot(index="bank", columns="index", values="cpu_ms")
     sentences = []
     for name in found["index"].unique()[1:]:

@@ -1,11 +1,11 @@
-"""What the model costs on a CPU: time, operations and parameters.
+"""Cost of the model on a CPU: time, operations and parameters.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python studies/latency.py models    # against PatchCore and ReverseDistillation
     python studies/latency.py models --backbones resnet18 --batches 1 --seconds 5      # a quick try
     python studies/latency.py presets                                  # every preset, table VII of the paper
 
 ``models``: preset ``fast`` and anomalib's models with the same backbone, image size and bank (3,584 patches are 1 % of
-350 images of 256 pixels). They take turns, for at least ``--seconds`` per backbone and batch size; every figure is the
+350 images of 256 pixels). They take turns, for at least ``--seconds`` per backbone and batch size; every value is the
 median over the turns, every ratio the median of the turns' ratios. ``presets``: one image at a time, with the bank that
 the preset keeps of 350 images; a part's figures include the pass of its own network.
 
@@ -58,7 +58,7 @@ def reverse_distillation(backbone: str) -> ReverseDistillationModel:
 
 
 def built(backbone: str, images: Tensor) -> dict[str, nn.Module]:
-    """Our model with a bank of patches of the images, and those of anomalib, as far as they allow the backbone."""
+    """Our model with a bank of patches of the images, and those models of anomalib that support the backbone."""
     ours = ready("fast", backbone=backbone, backbone_weights="random")
     assert ours.encoder is not None
     assert ours.structural is not None
@@ -123,12 +123,12 @@ def models(args: argparse.Namespace) -> None:
 
 
 def millions(*modules: nn.Module) -> float:
-    """Parameters."""
+    """Millions of parameters; shared ones count once."""
     return sum(p.numel() for p in {p for module in modules for p in module.parameters()}) / 1e6
 
 
 def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tuple[Any, ...]]]:
-    """What computes each branch and the whole model, and the modules that it needs."""
+    """Call that computes each branch or the whole model, and the modules that it needs."""
     structural: Any = model.structural
     composition: Any = model.composition
     encoder = model.structural_encoder or model.encoder

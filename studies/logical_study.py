@@ -1,10 +1,10 @@
-"""What the logical branch owes to two of its choices: dilations by the size of the map, and a rectified embedding.
+"""Ablation of two choices in the logical branch: dilations by the size of the map, and a rectified embedding.
 
     python studies/logical_study.py --weights mobilenetv2_100.pth --root drawings
 
-Trains the logical branch of preset small alone, on features from one backbone pass, with the development seed of
-SyntheticLOCO and three seeds of training each. A cell, a category and a seed, that is in the results file is not
-measured again.
+Trains the logical branch of preset small alone, on features from one backbone pass, with a development seed of
+SyntheticLOCO, which no benchmark uses, and three seeds of training each. A cell (a category with a seed) that is in
+the results file is not measured again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anomalib_npgmf.config import resolve
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
 
-# sides of the images, changes
+# side of the images in pixels, changes of the settings
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "128 px, dilations by level": (128, {"dilations": "level", "rectify_embedding": False}),
     "128 px, dilations by map": (128, {"dilations": "map", "rectify_embedding": False}),
@@ -38,7 +38,7 @@ BATCH = 4
 def evaluate(
     cell: DrawnCategory, backbone: Backbone, side: int, change: dict[str, Any], seed: int, epochs: int
 ) -> dict[str, float]:
-    """Train; AUROC and sPRO per kind of anomaly, in per cent."""
+    """Train a branch; its AUROC and sPRO per kind of anomaly, in per cent."""
     torch.manual_seed(seed)
     settings = resolve("small", {"backbone": backbone.name, "logical_image_size": side}, change)
     size = settings.logical_image_size

@@ -1,11 +1,11 @@
-"""How the parts' maps and scores are merged: what `anomalib_npgmf.merging.rule` owes to its choices.
+"""Comparison of rules that merge the maps and scores of the branches, that of `anomalib_npgmf.merging` among them.
 
     python studies/merging_study.py --root drawings --photographs FOLDER
 
-Trains preset small with the composition branch on the development seed of SyntheticLOCO and on photographs, MVTec LOCO
-AD's juice_bottle in FOLDER, and merges the raw maps of the test images by every rule. Statistics come from normal
-images alone, as in the model. No benchmark of drawn images uses this seed. A cell, a category and a seed, that is in
-the results file is not measured again.
+Trains preset small with the composition branch on a development seed of SyntheticLOCO, which no benchmark uses, and on
+photographs, MVTec LOCO AD's juice_bottle in FOLDER. Merges the raw maps of the test images by every rule. Statistics
+come from normal images alone, as in the model. A cell (a category with a seed) that is in the results file is not
+measured again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PHOTOGRAPHS = "juice_bottle"
 
 
 class Maps(NamedTuple):
-    """Of some images: both branches' smoothed maps and the smoothed surplus, [N, 1, H, W].
+    """Smoothed maps of N images: of both branches, and the surplus (codes that occur too often), [N, 1, H, W].
 
-    Beside them the composition's scores c, [N], and those of its histograms alone.
+    ``composition`` and ``counted`` are scores of the composition branch and of its histograms alone, no margin, [N].
     """
 
     logical: Tensor
@@ -61,7 +61,7 @@ def trained(args: argparse.Namespace, category: str, seed: int) -> tuple[Npgmf, 
 
 @torch.no_grad()
 def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps, Maps]:
-    """Train; paths of the test images, and what the parts say of test and calibration images."""
+    """Train; paths of the test images, and maps of test and calibration images."""
     model, data = trained(args, category, seed)
     net, paths, found = model.model, [], []
     merger = net.merger

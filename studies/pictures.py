@@ -1,4 +1,4 @@
-"""The picture that opens the README: what a trained model says of drawn images.
+"""The picture that opens the README: results of a trained model on drawn images.
 
     python studies/pictures.py --categories loose_screws cable_pairs filled_vials
 
@@ -33,7 +33,7 @@ PANEL, DPI, WIDTH, LEFT = 256, 100, 1200, 136  # pixels; LEFT for the names of t
 
 
 class Row(NamedTuple):
-    """One image: its kind, score in (0, 1), the part that determines it, and named pictures."""
+    """One image: its kind, score in (0, 1), the branch that determines it, and named panels."""
 
     kind: str
     score: float
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the model says."""
+        """Text beside the panels: kind, score, and whether and by which branch it was found."""
         text = f"{KINDS[self.kind]}\nscore {self.score:.2f}"
         if self.score <= 0.5:
             return text if self.kind == "good" else f"{text}\nmissed"
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 @torch.no_grad()
 def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
-    """Everything that the model says of the test images."""
+    """Scores and panels of all test images."""
     data.setup("test")
     post: Any = model.post_processor
     net = model.model

@@ -78,7 +78,7 @@ def paper_values() -> dict[str, Any]:
 
 
 def load_measured(folder: Path) -> dict[str, Results]:
-    """Records by plan, for the plans of the paper that have a folder; every group with the paper's categories."""
+    """Records by plan, for those plans of the paper that have a folder; groups get the paper's categories."""
     if not folder.is_dir():
         msg = f"There is no folder {folder}; give the folder that holds the output folders of the plans."
         raise FileNotFoundError(msg)

@@ -1,4 +1,4 @@
-"""Rewrite the tables of docs/speed.md from the results files; a figure that was not measured stays empty.
+"""Rewrite the tables of docs/speed.md from the results files; a value that was not measured stays empty.
 
 python studies/speed.py
 """
@@ -18,7 +18,7 @@ END = " at the end."
 
 
 def pick(name: str, columns: str | list[str], rows: str = "rows", **where: object) -> list[float]:
-    """Those columns of the first row of a results file that fits, as far as they were measured."""
+    """Values of the columns in the first row that fits ``where``; what was not measured is left out."""
     for row in load(name).get(rows, []):
         if all(row.get(key) == value for key, value in where.items()):
             found = (row.get(column) for column in ([columns] if isinstance(columns, str) else columns))
@@ -27,7 +27,7 @@ def pick(name: str, columns: str | list[str], rows: str = "rows", **where: objec
 
 
 def targets() -> str:
-    """Every ratio that was aimed at; with two values, wall time and CPU time."""
+    """Every ratio with its target; two values are wall time and CPU time."""
     rows: list[Row] = []
 
     def add(what: str, target: str, values: list[float]) -> None:
@@ -66,7 +66,7 @@ def targets() -> str:
 
 
 def latency() -> str:
-    """Every model and part."""
+    """Latency of every model and branch."""
     result = load("latency")
     turns = median(row["turns"] for row in result["rows"])
     bank = ", ".join(f"{r['bank_mb']:.3g} MB ({r['backbone']})" for r in result["ratios"] if r["batch"] == 1)
@@ -75,7 +75,7 @@ def latency() -> str:
 
 
 def narrow() -> str:
-    """What the logical branch of preset ``fast`` leaves of the accuracy, against that of preset ``small``."""
+    """Accuracy of the logical branch of preset ``fast`` against that of preset ``small``."""
     rows = []
     for what, plan, variant, name in (
         ("full width, levels 3 to 5 scored", "mobilenet", "default", "logical"),
@@ -89,7 +89,7 @@ def narrow() -> str:
 
 
 def gpu() -> str:
-    """Every preset on a GPU."""
+    """Latency of every preset on a GPU."""
     result = load("gpu")
     if not result["rows"]:
         return "Not measured yet."

@@ -1,8 +1,8 @@
-"""Time and memory of the exact AU-sPRO, and of an evaluator that refines thresholds.
+"""Time and memory of the exact AU-sPRO, and of an approximation that refines thresholds.
 
 Draws a category of the size of MVTec LOCO AD (330 test images of 1280 x 1600, smooth 256 x 256 maps), then measures,
 each in a process of its own: ``SPRO`` as an evaluator calls it, ``evaluate_loco`` on a folder of full-size TIFF maps,
-and the refinement evaluator on maps that it already holds in memory.
+and the refinement on maps that are in memory already.
 
     python studies/spro.py measure    # writes results/spro.json
     python studies/spro.py report     # prints it as Markdown
@@ -115,7 +115,7 @@ def run_evaluate(root: Path) -> Values:
 
 
 def load_category(root: Path, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Full-size maps, negative pixels, and masks with saturation areas of what counts, per kind or defect type."""
+    """Per kind or defect type, for each image: full-size map, negative pixels, masks with saturation areas."""
     config = read_defects_config(root / CATEGORY)
     loaded: dict[str, list[Any]] = {name: [] for name in names}
     for path in list_test_images(root / CATEGORY):
@@ -154,7 +154,7 @@ def area_under(points: Iterable[tuple[float, float]], limit: float) -> float:
 
 
 def refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str] = (*KINDS, *DEFECTS)) -> Values:
-    """What ``evaluate_loco`` gives: thresholds are refined until curve points are within 0.01 of their neighbours."""
+    """Values as of ``evaluate_loco``; thresholds are added until curve points are within 0.01 of their neighbours."""
     results = {}
     with ThreadPoolExecutor(2) as pool:
         for name, items in load_category(root, names).items():
@@ -174,7 +174,7 @@ def refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str
     return results
 
 
-# name: what it is called in the table, and the call
+# name: text in the table, and the call
 RUNS: dict[str, tuple[str, Callable[[Path], Values]]] = {
     "SPRO": ("`SPRO`, three metrics up to 0.05, maps of 256 x 256", run_metric),
     "SPRO_full_size_maps": ("the same, maps of the images' size", partial(run_metric, full_size=True)),

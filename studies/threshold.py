@@ -2,7 +2,7 @@
 
     python studies/threshold.py --root drawings --photographs FOLDER
 
-Trains preset small with the composition branch on the development seed of SyntheticLOCO and on photographs, MVTec LOCO
+Trains preset small with the composition branch on a development seed of SyntheticLOCO and on photographs, MVTec LOCO
 AD's juice_bottle in FOLDER, where the good test images were taken at another time than the training images. Then each
 part's scores are calibrated anew on 200 random subsets of the calibration images of each size; a subset gives the
 statistics of the maps, those of the scores and the threshold, as in the model. Values are per cent.
@@ -27,6 +27,7 @@ from anomalib_npgmf.merging.threshold import deviations
 
 DRAWS = 200
 SIZES = (5, 10, 0)  # 0: all calibration images
+# false alarm rate of each rule; None: mean + 3 standard deviations
 RATES: dict[str, float | None] = {"mean + 3 std": None, "1 in 100": 0.01, "1 in 200": 0.005, "1 in 741": 0.00135}
 
 
@@ -34,7 +35,7 @@ RATES: dict[str, float | None] = {"mean + 3 std": None, "1 in 100": 0.01, "1 in 
 def maps_of_parts(
     args: argparse.Namespace, category: str, seed: int
 ) -> tuple[list[str], dict[str, Tensor], list[float]]:
-    """Folder of every test image and ``calibration``, what `part_scores` takes, and the cross-validated distances."""
+    """Folder of every test image, or ``calibration``; ``maps`` and ``cv_stats`` as `part_scores` takes them."""
     model, data = trained(args, category, seed)
     net, kinds, kept = model.model, [], []
     for name, loader in (("", data.test_dataloader()), ("calibration", data.val_dataloader())):
@@ -57,8 +58,9 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
     Args:
         maps: Smoothed raw maps [N, H, W] of both branches, their mean and mean square [N, 2] before smoothing, and the
             composition distances [N].
-        subset: Numbers of its images.
-        cv_stats: Cross-validated composition distances, see `CompositionMerger.calibrate`.
+        subset: Indices of the images to calibrate on.
+        cv_stats: Count, mean and sum of squared differences of the cross-validated composition distances, see
+            `CompositionMerger.calibrate`.
     """
     planes, found = {}, {}
     for branch in BRANCHES:
@@ -79,7 +81,7 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
 
 
 def measure(args: argparse.Namespace, category: str, seed: int) -> dict[str, dict[str, float]]:
-    """Shares of good test images above the threshold and of anomalous ones by kind, by part, rule and number."""
+    """Per cent of test images above the threshold by folder, for each part, rule and number of images."""
     kinds, maps, cv_stats = maps_of_parts(args, category, seed)
     calibration = torch.tensor([i for i, kind in enumerate(kinds) if kind == "calibration"])
     folders = {kind: torch.tensor([k == kind for k in kinds]) for kind in dict.fromkeys(kinds) if kind != "calibration"}

@@ -4,7 +4,7 @@
     python studies/training.py --backbones resnet18 --images 4 --batch 2 --seconds 1      # a quick try
 
 Both train as they do under the engine: frozen encoder, loss, gradients, Adam. The variants take turns, one epoch each,
-for at least ``--seconds`` per backbone; every figure is the median over the turns after one of warm-up, every ratio the
+for at least ``--seconds`` per backbone; every value is the median over the turns after one of warm-up, every ratio the
 median of the turns' ratios. An epoch is as many equal steps as there are batches, so that one step is enough to
 compare. Variants of the logical branch (``--variants``): "channels last" weights and images, the branch "compiled" by
 ``torch.compile``, and features from the "feature cache", whose first epoch, the one that fills it, is the warm-up.
@@ -72,7 +72,7 @@ def logical(model: NpgmfModel, images: Tensor, batch: int, name: str, cache: Fea
 
 
 def epochs(backbone: str, images: Tensor, batch: int, names: list[str], folder: str) -> dict[str, Call]:
-    """The epochs that are timed."""
+    """Calls that train one epoch each, by variant."""
     model = ready("fast", backbone=backbone, backbone_weights="random", branches="logical")
     assert model.encoder is not None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tries to break what reads files and arguments, with a fixed seed: damaged model files, data sets, wrong arguments.
+"""Robustness tests of what reads files and arguments: damaged model files and data sets, wrong arguments, fixed seed.
 
 Each try runs in a process of its own with a limit on memory and time. It counts as
 
@@ -50,7 +50,7 @@ from anomalib_npgmf.metrics import evaluate_loco
 
 OUTCOMES = ("refused", "unharmed", "silent loss", "crash")
 MEMORY, SECONDS = 256 << 20, 60  # what a try may take, beyond what the process holds already
-TOGETHER = 25  # tries in one process, as long as it lives
+TOGETHER = 25  # tries in one process, unless one ends it
 
 
 class Try(NamedTuple):
@@ -65,7 +65,7 @@ class Try(NamedTuple):
 
 
 def outcomes(attempts: Sequence[Try]) -> Iterator[tuple[str, str]]:
-    """Make tries one after the other, in a process that is replaced when one ends it; what each counts as, and why."""
+    """Run tries in child processes, a new one after a try that ends it; yields outcome and reason of each try."""
     done = 0
     while done < len(attempts):
         reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Train and test many models on many categories, and keep every figure with what it came from."""
+"""Train and test many models on many categories; results are stored with their settings and origin."""
 
 from anomalib_npgmf.benchmark.plan import Cell, Plan, load_plan
 

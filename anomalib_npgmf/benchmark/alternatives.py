@@ -1,4 +1,4 @@
-"""What other rules of merging would make of the maps of the two branches."""
+"""Merged maps of the two branches by other merging rules, for comparison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from anomalib_npgmf.merging.rule import BRANCHES
 
 
 def merged_by_other_rules(merger: MapMerger, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merged maps [B, 1, H, W] at the merger's size by rule, see `results.MAPS`; none without both branches.
+    """Merged maps [B, 1, *output_size] by rule, see `results.MAPS`; empty unless both branches are there.
 
     Args:
-        merger: A calibrated one.
-        maps: Raw maps by part, [B, 1, h, w] each.
+        merger: A calibrated merger.
+        maps: Raw maps by branch, [B, 1, h, w] each.
 
     Example:
         >>> merger = MapMerger((64, 64), blur=torch.nn.Identity())

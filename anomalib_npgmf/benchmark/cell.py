@@ -39,13 +39,13 @@ from anomalib_npgmf.lightning_model import Npgmf
 
 
 def run_cell(cell: Cell, files: dict[str, Path], stem: Path, scratch: Path) -> Record:
-    """Train and test one cell; what that adds to the record, from ``metrics`` on.
+    """Train and test one cell; returns the fields of `Record` from ``metrics`` on.
 
     Args:
-        cell: What to run.
+        cell: A model, a category and a seed.
         files: Local weights by timm name.
-        stem: What the pictures of the gallery are named after.
-        scratch: Folder of what the training writes.
+        stem: Path of the gallery's files, without role and suffix.
+        scratch: Folder for what the training writes, such as checkpoints.
     """
     register()
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -106,7 +106,7 @@ def build_model(model_class: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:
-    """The model's pre-processing with the normalisation that a network was trained with; anomalib's is one for all.
+    """The model's pre-processing with the normalisation of its network; anomalib uses one for all networks.
 
     Args:
         model_class: anomalib's model.

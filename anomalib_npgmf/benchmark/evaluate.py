@@ -36,9 +36,9 @@ class Prediction(NamedTuple):
 class TestPass(Callback):
     """Keep all predictions of a test pass, by path of the image.
 
-    The model must have no post-processor: anomalib's clamps scores, and ties cost ranking. Predictions are kept by the
-    name of the map: ``"merged"``, the model's own output; for an `Npgmf` of several parts also the name of each part,
-    what it would say with that part alone, and the other merging rules.
+    The model must have no post-processor: anomalib's clamps scores, and the ties change the AUROC. Predictions are kept
+    by the name of the map: ``"merged"``, the model's own output; for an `Npgmf` of several branches also each branch
+    alone, by its name, and the two branches merged by other rules.
     """
 
     __test__ = False  # for pytest, this is no class of tests
@@ -47,7 +47,7 @@ class TestPass(Callback):
         self.predictions: dict[str, dict[Path, Prediction]] = {}
         self.labels: dict[Path, bool] = {}  # whether the image is anomalous
         self.masks: dict[Path, Any] = {}  # (H, W) ground truth at the size of the maps
-        self.reconstructions: dict[Path, Picture] = {}  # what an `Npgmf` takes for the normal version of the image
+        self.reconstructions: dict[Path, Picture] = {}  # by the logical branch of an `Npgmf`
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int

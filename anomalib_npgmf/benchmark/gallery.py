@@ -89,7 +89,7 @@ def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
 
 
 def _scale(predictions: Mapping[Path, Prediction], labels: Mapping[Path, bool]) -> tuple[float, float] | None:
-    """Scores that are drawn as 0 and 1; None without maps."""
+    """Scores that the colour scale shows as 0 and 1; None without maps."""
     maps = {path: p.anomaly_map for path, p in predictions.items() if p.anomaly_map is not None}
     good = [float(plane.mean()) for path, plane in maps.items() if not labels[path]]
     peaks = [float(plane.max()) for path, plane in maps.items() if labels[path]]

@@ -1,4 +1,4 @@
-"""What results cost, what the codebooks looked like, and what everything was made with."""
+"""Sections of a report: codebook statistics, costs, and the settings, hardware and versions of the run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def codebooks(group: Group) -> str:
 
 
 def costs(group: Group) -> str:
-    """Times, memory and size by category."""
+    """Times, memory and model size by category."""
     text = "Means over seeds. The test includes reading the images and every map above, not the metrics."
     return f"{text}\n\n{_table(_means(group), _COSTS)}"
 
@@ -88,7 +88,7 @@ def origin(results: Results) -> str:
 
 def _settings(record: Record) -> str:
     cell = record["cell"]
-    # what differs between the cells of a plan says nothing about the settings
+    # category and seed differ between the cells of a plan, so they are no settings
     data = {name: value for name, value in cell["data_args"].items() if name not in ("category", "seed")}
     parts = ((cell["model_class"], cell["model_args"]), (cell["data_class"], data), ("trainer", cell["trainer"]))
     return "; ".join(f"{name} `{json.dumps(arguments, sort_keys=True)}`" for name, arguments in parts)

@@ -22,6 +22,8 @@ class Cell:
     Classes are named as in ``anomalib.models`` and ``anomalib.data``, or by a dotted path.
 
     Attributes:
+        model: Name of the model in the plan.
+        variant: Name of the plan's set of overriding arguments for it.
         model_args: Arguments of the model. A text ``weights:NAME`` stands for the local file of the timm network NAME.
         data_args: Arguments of the data module, without its root.
         trainer: Arguments of anomalib's engine.
@@ -157,7 +159,7 @@ def _merge(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _fill(value: Any, category: str, seed: int) -> Any:
-    """Put category and seed in; a value that is only ``{seed}`` becomes a number."""
+    """Fill in category and seed in a text; a value that is only ``{seed}`` becomes a number."""
     if value == "{seed}" or not isinstance(value, str):
         return seed if value == "{seed}" else value
     return value.replace("{category}", category).replace("{seed}", str(seed))

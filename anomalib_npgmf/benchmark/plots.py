@@ -1,4 +1,4 @@
-"""Pictures of a report: scores by category, and sPRO curves."""
+"""Plots of a report: scores by category, and sPRO curves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RATES = np.linspace(0, 0.3, 151)
 
 
 def plot_bars(series: Series, path: Path) -> Path | None:
-    """Draw the scores of every category, one bar per series, with the spread over seeds; None without scores."""
+    """Draw scores by category, one bar per series, with standard deviations over seeds; None without scores."""
     measured = {metric for group, name in series.values() for metric in group.metrics}
     panels = {metric: title for metric, title in _PANELS.items() if metric in measured}
     if not panels:

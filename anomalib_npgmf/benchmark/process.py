@@ -18,8 +18,8 @@ _POSIX = os.name == "posix"
 def run(call: Sequence[str], job: str, log: Path) -> int:
     """Run a program that begins with `read_job`, and wait for it.
 
-    Where this process is told to end meanwhile, the program's whole process group, data loaders included, is killed. It
-    is not asked: Lightning would go on to the end of a batch, and the cell would record a failure.
+    If this process is told to end meanwhile, the program's whole process group, data loaders included, gets SIGKILL. On
+    a milder signal Lightning would go on to the end of a batch, and the cell would record a failure.
 
     Args:
         call: The program and its arguments.

@@ -1,4 +1,4 @@
-"""Results files: what ran, on what, and what came out."""
+"""Results files: what ran, on which machine, and the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class Record(TypedDict, total=False):
-    """Results file of a cell. A failed cell has an ``error`` in the place of all from ``metrics`` on."""
+    """Results file of a cell. A failed cell has ``error`` instead of the fields from ``metrics`` on."""
 
     cell: dict[str, Any]  # what ran, see `identity`
     status: str  # "finished" or "failed"
@@ -45,7 +45,7 @@ class Record(TypedDict, total=False):
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """What a cell is: all of it but where its images lie.
+    """What identifies a cell: all its fields except the folder of the data set.
 
     Example:
         >>> cell = Cell("npgmf", "full", "cable_pairs", 0, "Npgmf", {}, "SyntheticLOCO", {}, {}, root="images")
@@ -74,7 +74,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a results file at once, so that an interrupted run leaves no half of one."""
+    """Write a results file atomically, so that an interrupted run leaves no incomplete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1)
     # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it

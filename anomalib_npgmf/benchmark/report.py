@@ -41,6 +41,10 @@ def write_report(folder: Path, output: Path, command: str, plan: Plan | None = N
 
     Returns:
         The files that were written.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder holds no record, or a file is none.
     """
     results = load_results(folder, plan)
     images = output.parent / "images"
@@ -79,7 +83,7 @@ def _render(results: Results, title: str, command: str) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, pd.Series[float]]], *, signed: bool = False) -> str:
-    """A table of per cents; the columns are those of any row. Empty without rows."""
+    """A table in per cent with the columns that any of the rows has; "" without rows."""
     header = list(dict.fromkeys(column for row in rows.values() for column in row))
     empty: pd.Series[float] = pd.Series(dtype=float)
     texts = [[name, *(spread(row.get(c, empty), signed=signed) for c in header)] for name, row in rows.items()]
@@ -96,7 +100,7 @@ def _unfinished(results: Results) -> str:
 
 
 def _shortened(keys: Sequence[str]) -> list[str]:
-    """Names of cells, those of a model and variant with more than three of them as a number."""
+    """Names of cells; of a model and variant with more than three cells only their number."""
     names = pd.Series(keys).groupby(["/".join(key.split("/")[:2]) for key in keys], sort=False)
     return [
         text
@@ -106,7 +110,7 @@ def _shortened(keys: Sequence[str]) -> list[str]:
 
 
 def _compare(groups: Sequence[Group]) -> str:
-    """Means of all models, and of each the difference from the first one."""
+    """Means of all models, and the difference of each from the first one."""
     metrics = list(dict.fromkeys(metric for group in groups for metric in group.metrics))
     means = {group.name: [group.by_seed(MERGED, metric) for metric in metrics] for group in groups}
     first, *others = means
@@ -160,7 +164,7 @@ def _limits(group: Group, prefix: str) -> list[str]:
 
 
 def _defects(group: Group, category: str) -> list[str]:
-    """Image AUROC and AU-sPRO by type of defect, for the maps that are no other merging of the same two."""
+    """Image AUROC and AU-sPRO by type of defect, of the merged map and of each branch alone."""
     chosen = group.scores[(group.scores["category"] == category) & (group.scores["map"] == MERGED)]
     maps = [name for name in group.maps if name in _PARTS]
     tables = []

@@ -37,8 +37,8 @@ class Group:
 
     model: str
     variant: str
-    categories: list[str]  # that there should be
-    seeds: list[int]  # that there should be
+    categories: list[str]  # expected, with or without a record
+    seeds: list[int]  # likewise
     records: dict[tuple[str, int], Record] = field(default_factory=dict)  # finished cells by category and seed
 
     @property
@@ -53,7 +53,7 @@ class Group:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One measured value in [0, 1] a row, with its ``map``, ``metric``, ``category`` and ``seed``."""
+        """One measured value in [0, 1] per row, with its ``map``, ``metric``, ``category`` and ``seed``."""
         rows = [
             (name, metric, *cell, value)
             for cell, record in self.records.items()
@@ -87,7 +87,7 @@ class Group:
     def by_seed(self, name: str, metric: str) -> pd.Series[float]:
         """Mean over all categories, by seed; a seed that lacks a category is left out."""
         complete = self.pivot(name, metric).dropna()
-        # not mean(), whose last bit depends on the order of the values and may turn a rounded figure
+        # not mean(), whose last bit depends on the order of the values and may change a rounded value
         return pd.Series({seed: fmean(values) for seed, values in complete.T.items()}, dtype=float)
 
 
@@ -142,7 +142,7 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
 
 
 def difference(first: pd.Series[float], second: pd.Series[float]) -> pd.Series[float]:
-    """``first`` less ``second`` for the seeds that both have."""
+    """``first`` minus ``second`` for the seeds that both have."""
     return (first - second).dropna()
 
 

@@ -18,7 +18,7 @@ from anomalib_npgmf.benchmark.weights import insert_files
 
 @dataclass
 class Runner:
-    """Runs cells one after the other, on the first CUDA device that it sees or the CPU."""
+    """Runs cells one after the other, on the first visible CUDA device, else on the CPU."""
 
     output: Path  # folder of the records
     weights: dict[str, Path]  # local weights by timm name

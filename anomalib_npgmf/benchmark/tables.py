@@ -1,4 +1,4 @@
-"""Markdown tables and how figures are written in them."""
+"""Markdown tables, and numbers as they are written in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local weights for every model of a plan, so that none of them needs a hub."""
+"""Local weights for every model of a plan, so that none has to be downloaded."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ def insert_files(arguments: Any, files: Mapping[str, Path]) -> Any:
 def served_by_timm(files: Mapping[str, Path]) -> Iterator[set[str]]:
     """Have ``timm.create_model(name, pretrained=True)`` read local files and packaged weights.
 
-    That is for the models that cannot be given a file.
-
-    A file serves a network under its name with or without timm's tag (``resnet18`` and ``resnet18.a1_in1k``).
+    This is for models that have no argument for a weights file. A file serves a network under its name with or without
+    timm's tag (``resnet18`` and ``resnet18.a1_in1k``).
 
     Yields:
         The names of the networks that were served so far.

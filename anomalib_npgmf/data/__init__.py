@@ -1,4 +1,4 @@
-"""Data modules for MVTec LOCO AD and for drawn images, which need no download."""
+"""Data modules for MVTec LOCO AD and for synthetic images, drawn by code, which need no download."""
 
 from __future__ import annotations
 

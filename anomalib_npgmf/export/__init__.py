@@ -1,4 +1,4 @@
-"""Export: files that score like the trained model and say what they are."""
+"""Export: files that give the scores of the trained model and hold its metadata."""
 
 from anomalib_npgmf.export.metadata import describe
 

@@ -1,4 +1,4 @@
-"""Export functions: anomalib's, with antialiasing, parity, metadata and one-sentence errors. They are methods of Npgmf.
+"""Export functions, the methods of Npgmf: anomalib's, with antialiasing, metadata and errors of one sentence.
 
 A file does what the trained model does, from an image in [0, 1] of any size (or the given one) to normalised scores and
 labels: antialiased resize, normalisation, all branches, calibration, merging, smoothing, threshold. It needs neither
@@ -109,8 +109,8 @@ def to_onnx(
         state = module.model.state_dict().values()
         size = sum(tensor.numel() * tensor.element_size() for tensor in state)
         kwargs = {"opset_version": OPSET, "external_data": size > _SINGLE_FILE_BYTES, "verbose": False} | kwargs
-        # The layout of a fused attention's result depends on the kernel; the exporter trips over that. Without
-        # gradients it takes a fifth less time.
+        # The memory layout that fused attention returns depends on the kernel, which the exporter cannot handle.
+        # Without gradients the export takes a fifth less time.
         with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             path: Path = ExportMixin.to_onnx(module, export_root, model_file_name, input_size, **kwargs)
         name_by_scope(path)
@@ -142,9 +142,9 @@ def to_openvino(
             bits; ``INT8_PTQ`` computes their convolutions in 8 bits. Distances, codes, merging and smoothing stay
             in float.
         datamodule: Images for ``INT8_PTQ`` and ``INT8_ACQ``; also calibrates a shrunken bank.
-        metric: See anomalib.
+        metric: Metric to keep with ``INT8_ACQ``, see anomalib.
         task: See anomalib.
-        max_drop: See anomalib.
+        max_drop: Largest loss of that metric.
         ov_kwargs: For ``openvino.convert_model``.
         onnx_kwargs: As the further arguments of `to_onnx`; ``bank_size`` goes here.
 

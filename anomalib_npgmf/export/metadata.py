@@ -1,4 +1,4 @@
-"""What an exported file says about itself, written into it and read back without running it."""
+"""Metadata of exported files: written into the file, and read back without running it."""
 
 import json
 import zipfile
@@ -16,7 +16,7 @@ def write_onnx(path: Path, metadata: dict[str, Any]) -> None:
 
     Args:
         path: The file.
-        metadata: Plain data.
+        metadata: JSON data, see `describe`.
     """
     import onnx
 
@@ -33,22 +33,24 @@ def write_torch(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What an exported file or a checkpoint of Npgmf says about itself. Runs no code that the file holds.
+    """Metadata of an exported file or a checkpoint of Npgmf. Runs no code that the file holds.
 
     Args:
         path: An ``.onnx``, ``.xml`` (OpenVINO), ``.pt`` or ``.ckpt`` file.
 
     Returns:
-        The metadata: ``version`` of this package, ``preset``, ``backbone``, ``branches``, ``category``, ``prompt``,
-        ``image_size`` that images are resized to, ``merging``, ``weights`` (of a sum), ``calibration`` (mean and
-        standard deviation of each branch map), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean
-        raw score of normal images, 0.25 after normalisation), ``false_alarm_rate`` that the threshold stands for and
+        The metadata: ``version`` of this package, ``preset``, ``backbone``, ``structural_backbone``, ``branches``,
+        ``category``, ``prompt``, ``image_size`` that images are resized to, also ``logical_image_size`` and
+        ``structural_image_size``, ``merging``, ``weights`` (of a sum), ``calibration`` (mean and standard deviation of
+        each branch map), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean raw score of normal
+        images, 0.25 after normalisation), ``false_alarm_rate`` that the threshold stands for and
         the number of ``calibration_images`` that it comes from (``None``: not known), ``bank_size``,
         ``calibrated_for_bank`` (false if the bank was shrunk without data), ``configuration`` (all settings),
         ``input_size`` (``None``: any) and ``date`` (UTC).
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ModuleNotFoundError: If an ``.onnx`` file is given and onnx is not installed.
         ValueError: If the file is truncated, foreign or of an unknown kind.
 
     Example:

@@ -1,4 +1,4 @@
-"""INT8 for the networks; distances, codes, merging and smoothing stay in float."""
+"""INT8 quantisation of the networks with OpenVINO; distances, codes, merging and smoothing stay in float."""
 
 import ast
 from pathlib import Path
@@ -48,7 +48,7 @@ def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str
     """Names of the operations of an OpenVINO model that must stay in float.
 
     Args:
-        model: ``openvino.Model`` converted from a file that `name_by_scope` went over.
+        model: ``openvino.Model`` converted from a file that `name_by_scope` processed.
         bank_shape: Patches and dimensions of the memory bank; ``None`` without one.
 
     Returns:
@@ -100,7 +100,7 @@ def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: Anomali
     """Compute the convolutions in 8 bits.
 
     Ranges are observed on the normal images that calibrate the scores as well: anomalib takes the whole validation set,
-    which in some data modules is the test set. The images are not normalised, for the graph does that.
+    which in some data modules is the test set. The images are not normalised, because the graph does that.
 
     Args:
         model: ``openvino.Model``.
@@ -125,7 +125,7 @@ def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: Anomali
     return nncf.quantize(
         model,
         nncf.Dataset(range(len(data)), image),
-        preset=nncf.QuantizationPreset.MIXED,  # features without rectifier are not symmetric
+        preset=nncf.QuantizationPreset.MIXED,  # features without ReLU take both signs
         subset_size=len(data),
         ignored_scope=_ignored(model, bank_shape, ("MatMul",)),
     )

@@ -1,1 +1,1 @@
-"""Integration with anomalib and Lightning: plug-in, training hooks, calibration, post-processing, pictures."""
+"""Integration with the host, anomalib and Lightning: plug-in, training hooks, calibration, thresholds, reports."""

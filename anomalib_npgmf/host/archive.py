@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def check_archive(path: Path) -> None:
-    """Raise unless a file is an intact archive as torch writes it.
+    """Raise unless a file is an intact zip archive as ``torch.save`` writes it.
 
-    Torch itself compares no checksums: it loads damaged weights without a word. It stores its members as they are, so a
-    compressed one is foreign, and may be a thousand times larger than the file.
+    ``torch.load`` compares no checksums, so it loads damaged weights without an error. ``torch.save`` never compresses:
+    a compressed member comes from another program, and may unpack to a thousand times the size of the file.
 
     Args:
         path: The file.
 
     Raises:
         ValueError: If a member is compressed or damaged.
-        zipfile.BadZipFile: If it is no archive, or is truncated.
+        zipfile.BadZipFile: If the file is no zip archive, or is truncated.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """Calibrates a model, and caches the maps of the parts that gradient descent does not change.
+    """Calibrates a model, and caches the anomaly maps of the branches that gradient descent does not change.
 
-    Memory bank and composition branch are fitted before the first epoch, so that their maps of an image are computed
-    once per fit instead of once per epoch.
+    Memory bank and composition branch are fitted before the first epoch, so their maps of an image are computed once
+    per fit, not once per epoch.
 
     Args:
         model: The model; its merger gets the statistics.
@@ -48,7 +48,7 @@ class Calibrator:
         self._fixed: dict[str, dict[str, Tensor]] = {}
 
     def reset(self, images: Any = None) -> None:
-        """Start a new fit: all parts are fitted anew.
+        """Empty the cache for a new fit, which fits all branches anew.
 
         Args:
             images: Its calibration images, if they are known yet.
@@ -56,7 +56,7 @@ class Calibrator:
         self.images, self._step, self._fixed = images, -1, {}
 
     def is_due(self, step: int) -> bool:
-        """Whether the model was trained since this was last asked.
+        """Whether the number of training steps differs from that of the last call.
 
         Args:
             step: Number of training steps so far.
@@ -65,14 +65,14 @@ class Calibrator:
         return before != step
 
     def maps(self, image: Tensor, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Maps of the parts, computed anew only where training may have changed them.
+        """Raw maps by branch, computed anew only where training may have changed them.
 
         Args:
             image: Normalised images, [B, 3, H, W].
             paths: Their B paths.
 
         Returns:
-            Raw maps of the parts, see `BranchMaps`.
+            Raw maps by branch, see `anomalib_npgmf.outputs.BranchMaps`.
         """
         known: dict[str, Tensor] = {}
         if all(path in self._fixed for path in paths):
@@ -86,10 +86,10 @@ class Calibrator:
 
     @torch.no_grad()
     def run(self, batches: Iterable[ImageBatch]) -> tuple[Tensor, Tensor]:
-        """Calibrate the merger.
+        """Set the statistics of the maps in the model's merger.
 
         Args:
-            batches: Calibration images as the data set gives them; in a distributed run this process's share.
+            batches: Calibration images with paths, not normalised; in a distributed run this process's share.
 
         Returns:
             Image scores of the images of all processes, and the maxima of their merged maps, [N] each.

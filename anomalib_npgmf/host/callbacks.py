@@ -1,4 +1,4 @@
-"""The callbacks that a model brings along, in the order in which they have to run."""
+"""The callbacks that a model adds to the trainer, in the order in which they have to run."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ def with_own(host: Sequence[Callback], *, skip_unreadable: bool) -> list[Callbac
     """Add this package's callbacks to those of anomalib.
 
     Args:
-        host: anomalib's: pre-processor, post-processor, evaluator and visualizer, where the model has them.
+        host: anomalib's callbacks: pre-processor, post-processor, evaluator, visualizer, where the model has them.
         skip_unreadable: See `CheckPictures`.
 
     Returns:
-        Pictures are checked and read first; the summary comes before the visualizer, the report after it.
+        All callbacks. Images are checked and read first; the summary precedes the visualizer, the report follows it.
     """
     before = [callback for callback in host if not isinstance(callback, Visualizer)]
     visualizers = [callback for callback in host if isinstance(callback, Visualizer)]

@@ -1,4 +1,4 @@
-"""Checks of checkpoints: one sentence where one does not fit."""
+"""Checks of checkpoints; what does not fit raises an error of one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
     """Raise unless a checkpoint fits the model that is to be restored from it.
 
     Args:
-        state: Its tensors.
-        metadata: What it says about itself, see `anomalib_npgmf.export.describe`.
-        model: The model.
+        state: The checkpoint's ``state_dict``.
+        metadata: The checkpoint's metadata, see `anomalib_npgmf.export.describe`.
+        model: The model to restore.
 
     Raises:
         ValueError: If the checkpoint is of another model, another preset, another merging or another architecture.
@@ -41,12 +41,12 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
             "logical_weight and structural_weight to these."
         )
         raise ValueError(msg)
-    # Files of 0.1 name no configuration, but these.
+    # Checkpoints of version 0.1 hold no configuration, but these fields of it.
     for name in ("branches", "logical_image_size", "structural_image_size"):
         if metadata.get(name, own[name]) != own[name]:
             msg = f"The checkpoint was made with {name} {metadata[name]!r} (not {own[name]!r}); set {name} to that."
             raise ValueError(msg)
-    # Sizes that are known only after training, and what files of before do not have.
+    # Buffers whose size is known only after training, or that older checkpoints lack.
     grown = (".bank.", ".normal_scores", ".examples.")
     expected = {name: v.shape for name, v in model.state_dict().items() if not any(part in name for part in grown)}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
@@ -60,16 +60,16 @@ def check_checkpoint(state: Mapping[str, Tensor], metadata: dict[str, Any] | Non
 
 @contextmanager
 def readable(path: str | Path, model: type[AnomalibModule], arguments: Iterable[str] = ()) -> Iterator[None]:
-    """Check a checkpoint's file, and turn what else goes wrong in loading it into one sentence.
+    """Check a checkpoint's file, and turn errors of the block, which loads it, into one sentence.
 
     Args:
         path: The file.
         model: Class of the model.
-        arguments: Names of the arguments that the user gives beside it. Lightning ignores those that it does not know.
+        arguments: Names of the arguments that the user gives besides the path. Lightning ignores unknown ones.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If there is no such argument.
+        TypeError: If the model has no such argument.
         ValueError: If the file is truncated, damaged, foreign or of another architecture.
 
     Example:
@@ -94,7 +94,7 @@ def readable(path: str | Path, model: type[AnomalibModule], arguments: Iterable[
         raise
     except Exception as error:  # whatever a reader makes of arbitrary bytes
         if checked and (arguments or type(error) is ValueError):
-            raise  # about the arguments, or a sentence of our own
+            raise  # it concerns the arguments, or is one sentence already
         msg = (
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is truncated or foreign: copy it "
             "again or give another one."

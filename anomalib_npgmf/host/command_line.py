@@ -1,6 +1,6 @@
-"""The command line: what the user gave wrong ends in one sentence and exit code 2, like a wrong option of the parser.
+"""Errors on the command line: wrong input ends in one sentence and exit code 2, as a wrong option of argparse does.
 
-jsonargparse checks types, but constructors and a fit find out the rest, and anomalib prints what they raise as a long
+jsonargparse checks types only. Constructors and the fit raise the other errors, which anomalib prints as a long
 traceback with all local variables.
 """
 
@@ -22,8 +22,8 @@ _PACKAGE = Path(__file__).parents[1]
 def speak_plainly() -> Iterator[None]:
     """Print errors of this package as one sentence if this process is anomalib's command; without effect otherwise.
 
-    Constructors use it: anomalib sets a hook of its own while it is imported, and jsonargparse folds what a constructor
-    raises into a text of its own. Errors in the block end the process at once, later ones through the hook.
+    Constructors use it, because anomalib sets its own ``sys.excepthook`` on import, and jsonargparse wraps errors of
+    constructors in another message. An error in the block ends the process at once, a later one through the hook.
 
     Example:
         >>> with speak_plainly():

@@ -1,4 +1,4 @@
-"""Workarounds for anomalib 2.7 and Lightning 2.6. Check this list when you support a new version.
+"""Workarounds for the host, anomalib 2.7 and Lightning 2.6. Check this list when you support a new version.
 
 | what the host does | since when, issue | workaround |
 |---|---|---|
@@ -10,11 +10,11 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 `adapt_strategy` |
 | 16-bit grey images are clipped at 255; the orientation that a camera notes in a file is ignored | 2.0 to 2.7, no \
 issue known | `restore_pictures`, `RestorePictures` |
-| ``Engine.train`` tests the checkpoint that it went on from; ``Engine.export`` ignores the model's arguments and \
+| ``Engine.train`` tests the checkpoint that it resumed from; ``Engine.export`` ignores the model's arguments and \
 writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.engine` |
 | data modules resize to the size of the model as it was made, before a checkpoint is read | 2.7, no issue known | \
 `anomalib_npgmf.host.rebuild.resize_data` |
-| pictures of folders of the same name share one place | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.places` |
+| visualizations of folders of one name share one place | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.places` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
 `anomalib_npgmf.host.post_processor` |
@@ -71,7 +71,7 @@ def set_default_epochs(trainer: Trainer, epochs: int) -> None:
 
 
 def limit_validation(trainer: Trainer) -> None:
-    """Skip the sanity check, which would predict before the bank is collected, and the pass over a missing set.
+    """Skip the sanity check, which would predict before there is a memory bank, and a missing validation set.
 
     Args:
         trainer: The trainer, during ``setup``.
@@ -104,7 +104,7 @@ def adapt_strategy(strategy: Strategy, module: nn.Module, *, unchanging: Iterabl
     strategy.configure_ddp = share_weights  # type: ignore[method-assign]
 
 
-# ------------------------------------------------------------------ images of 16 bits, and turned ones
+# ------------------------------------------------------------------ images of 16 bits, EXIF orientation
 
 _MODES_16_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _WHITE = 65535.0
@@ -112,17 +112,17 @@ _ORIENTATION, _UPRIGHT, _SIDEWAYS = 0x0112, 1, {5, 6, 7, 8}  # EXIF
 
 
 def restore_pictures(batch: Any) -> Any:
-    """Read again those images of a batch that anomalib's reader does not read as a viewer shows them.
+    """Reload, in place, those images of a batch that anomalib's reader decodes differently from an image viewer.
 
-    These are 16-bit grey ones, which are scaled by 1/65535, and those whose file says how to turn them (EXIF). They are
-    resized to the size of the batch, unless one is alone in it, without a mask, in the size of its file: it gets its
-    upright size. Random augmentations of the data set do not apply to them.
+    These are 16-bit grey images, which are scaled by 1/65535, and images with an EXIF orientation. They are resized to
+    the size of the batch; but a single image without a mask, in the size of its file, gets its upright size. Random
+    augmentations of the data set do not apply to reloaded images.
 
     Args:
         batch: An anomalib batch with ``image`` [B, 3, H, W] in [0, 1] and B paths; one without paths stays as it is.
 
     Returns:
-        The batch.
+        The same batch.
 
     Example:
         >>> restore_pictures({"image_path": None})
@@ -146,7 +146,7 @@ def restore_pictures(batch: Any) -> Any:
 
 
 def pixels_of(file: Image.Image) -> NDArray[np.float32]:
-    """Pixels of a picture as a viewer shows it, in [0, 1], [3, H, W].
+    """Pixels of an image as a viewer shows it: upright RGB in [0, 1], [3, H, W].
 
     Example:
         >>> pixels_of(Image.new("I;16", (2, 1), 65535)).tolist()
@@ -161,23 +161,23 @@ def pixels_of(file: Image.Image) -> NDArray[np.float32]:
 
 
 def upright_size(file: Image.Image) -> tuple[int, int]:
-    """Width and height of a picture as a viewer shows it, from its header."""
+    """Width and height of an image as a viewer shows it, from its header."""
     width, height = file.size
     return (height, width) if _orientation(file) in _SIDEWAYS else (width, height)
 
 
 def _orientation(file: Image.Image) -> int:
-    """What a file says of how to turn it, from its header; PIL itself turns TIFF files, which keep it elsewhere."""
+    """EXIF orientation from the file's header, 1 for upright; also 1 for TIFF files, which PIL itself turns."""
     return int(file.getexif().get(_ORIENTATION, _UPRIGHT)) if "exif" in file.info else _UPRIGHT
 
 
 @lru_cache(maxsize=100_000)
 def _is_read_otherwise(path: str) -> bool:
-    """Whether anomalib's reader reads the file wrongly; looked up once, not in every epoch."""
+    """Whether anomalib's reader decodes the file differently from a viewer; cached, not read in every epoch."""
     try:
         with Image.open(path) as file:
             return file.mode in _MODES_16_BIT or _orientation(file) != _UPRIGHT
-    except UnidentifiedImageError:  # a reader of the user's own may know it
+    except UnidentifiedImageError:  # a custom reader of the user may know the format
         return False
 
 
@@ -195,7 +195,7 @@ class RestorePictures(Callback):
 
 
 def keep_antialiasing(pre_processor: nn.Module | None) -> None:
-    """Resize in ``forward`` and in exported files as in training.
+    """Make ``forward`` and exported files resize with antialiasing, as training does.
 
     Args:
         pre_processor: anomalib's; another one stays as it is.
@@ -205,7 +205,7 @@ def keep_antialiasing(pre_processor: nn.Module | None) -> None:
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:
-    """A pre-processing transform in operators that exporters have, antialiasing included.
+    """A pre-processing transform in operators that the exporters support, antialiasing included.
 
     Args:
         transform: Deterministic torchvision transform.

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_npgmf.metrics import loco_metrics
 
-GRADIENT_CLIP = 1.0  # largest norm of the gradients where the trainer sets none
+GRADIENT_CLIP = 1.0  # largest gradient norm, unless the trainer sets one
 
 
 def pre_processor(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> PreProcessor:
@@ -34,6 +34,6 @@ def evaluator() -> Evaluator:
 
 
 def optimiser(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer | None:
-    """Adam with the paper's betas over everything that is not frozen; ``None`` where all is."""
+    """Adam with the paper's betas over all trainable parameters; ``None`` if there are none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.5, 0.999)) if parameters else None

@@ -20,8 +20,8 @@ def heat_map(image: Picture, scores: NDArray[np.float32], *, threshold: float | 
 
     Args:
         image: RGB, [H, W, 3].
-        scores: Scores in [0, 1], [H, W]; others are clipped. As the post-processor normalises them, 0.25 is the mean of
-            normal images' highest scores and 0.5 the threshold.
+        scores: Scores in [0, 1], [H, W]; others are clipped. After the post-processor's normalisation 0.25
+            is the mean of the normal images' maximum scores and 0.5 the threshold.
         threshold: Regions of at least this score are outlined in white; ``None`` for no outlines.
 
     Returns:
@@ -46,7 +46,7 @@ def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int
 
     Args:
         image: RGB, [H, W, 3].
-        mask: Any size; it is brought to the image's.
+        mask: Boolean, [h, w]; it is resized to the image's size.
         colour: RGB.
 
     Returns:
@@ -66,11 +66,11 @@ def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int
 
 
 def to_rgb(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> Picture:
-    """Undo a normalisation.
+    """Undo the normalisation of an image.
 
     Args:
-        normalised: [3, H, W].
-        mean: Of each channel.
+        normalised: Normalised image, [3, H, W].
+        mean: Mean of each channel.
         std: Standard deviation of each channel.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How long a training will take, said once it can be measured."""
+"""Prints how long the rest of a training takes, once that can be measured."""
 
 import time
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
-MANY = 10  # batches per epoch, from which on two of them tell how long it takes
-WORTH_SAYING = 30.0  # seconds
+MANY = 10  # with more batches per epoch two of them are measured, else a whole epoch
+WORTH_SAYING = 30.0  # seconds; shorter remainders are not printed
 
 
 class Duration(Callback):
-    """Says how long the rest of a training takes.
+    """Prints an estimate of how long the rest of a training takes.
 
-    Where an epoch has more than ten batches, the second and the third one are measured. Otherwise the second epoch is,
-    whose loaders, calibration and checkpoint take longer than its batches. The first is left out: it holds work that is
-    done once.
+    With more than ten batches per epoch, the second and third batch are measured. Otherwise the whole second epoch is,
+    because its loaders, calibration and checkpoint take longer than its batches. The first batch or epoch is left out:
+    it includes work that is done once.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class Duration(Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Reset the counters."""
         del trainer, pl_module
         self._batches = self._epochs = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure an epoch."""
+        """Measure the second epoch, if epochs have few batches."""
         del pl_module
         now = time.monotonic()
         if self._epochs == 1:
@@ -39,7 +39,7 @@ class Duration(Callback):
         self._epochs += 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **options: Any) -> None:
-        """Measure two batches."""
+        """Measure the second and third batch, if epochs have many."""
         del pl_module, args, options
         self._batches += 1
         if trainer.num_training_batches <= MANY:
@@ -57,7 +57,7 @@ class Duration(Callback):
 
 
 def _epochs_left(trainer: Trainer) -> int:
-    """Epochs that are still to come, with the present one; 0 where steps or time limit the fit."""
+    """Epochs left, including the present one; 0 where steps or time limit the fit."""
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.max_epochs is None or trainer.max_epochs < 0 or trainer.max_steps != -1 or timed:
         return 0
@@ -65,7 +65,7 @@ def _epochs_left(trainer: Trainer) -> int:
 
 
 def in_words(seconds: float) -> str:
-    """A time span.
+    """A time span in seconds, minutes or hours, for printing.
 
     Example:
         >>> in_words(42), in_words(130), in_words(9000)

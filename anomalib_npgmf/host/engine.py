@@ -1,4 +1,4 @@
-"""anomalib's engine, changed where Npgmf passes through it: what is tested, what is exported to where, what is left."""
+"""Changes to anomalib's ``Engine`` for Npgmf: what it tests, where it exports to, what a failed run leaves."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _CHANGED = "_npgmf"  # marks the methods that are changed already
 
 
 def adapt_engine(kind: "type[Npgmf]") -> None:
-    """Change what a run of anomalib's ``Engine`` does, for one class of models; others pass through.
+    """Patch the methods of anomalib's ``Engine`` for one class of models; for others they do what they did.
 
     Args:
         kind: The class.
@@ -52,7 +52,7 @@ def _fit(original: Any, call: BoundArguments) -> Any:
 
 
 def _train(original: Any, call: BoundArguments) -> Any:
-    """Test what was trained: anomalib tests the checkpoint that the training went on from."""
+    """Test the trained model; anomalib would test the checkpoint that the training resumed from."""
     given = call.arguments
     engine, model, datamodule = given["self"], given["model"], given["datamodule"]
     if given["ckpt_path"] is None:
@@ -62,14 +62,14 @@ def _train(original: Any, call: BoundArguments) -> Any:
 
 
 def _beside_run(original: Any, call: BoundArguments) -> Any:
-    """Write beside the checkpoint's run, where anomalib takes the data's latest one, and leave its configuration."""
+    """Write into the folder of the checkpoint's run, not of the latest one, and keep that run's ``config.yaml``."""
     engine, path = call.arguments["self"], call.arguments["ckpt_path"]
     arguments = engine._cache.args
     if path is None or Path(arguments["default_root_dir"]) != RESULTS or not _is_in_run(Path(path)):
         return original(*call.args, **call.kwargs)
     given = arguments.get("callbacks") or []
     arguments["callbacks"] = [c for c in given if not isinstance(c, SaveConfigCallback)]
-    # the method that chooses the folder; afterwards the class's own again
+    # the method that chooses the folder; deleted below, so that the class's own applies again
     engine._setup_workspace = lambda *_, **__: arguments.update(default_root_dir=run_of(Path(path)))
     try:
         return original(*call.args, **call.kwargs)
@@ -78,7 +78,7 @@ def _beside_run(original: Any, call: BoundArguments) -> Any:
 
 
 def _export(original: Any, call: BoundArguments) -> Any:
-    """Export beside the checkpoint's run, and refuse arguments that are not its own, which anomalib ignores."""
+    """Export into the folder of the checkpoint's run; refuse arguments that differ from it, which anomalib ignores."""
     given = call.arguments
     if given["ckpt_path"] is not None:
         path, model = Path(given["ckpt_path"]), given["model"]
@@ -97,7 +97,7 @@ def run_of(checkpoint: Path) -> Path:
         checkpoint: Its file.
 
     Returns:
-        The folder with ``weights/lightning``, or the file's own if it lies elsewhere.
+        The folder that holds ``weights/lightning``, or the file's own folder if it lies elsewhere.
 
     Example:
         >>> run_of(Path("/results/Npgmf/bracket/v0/weights/lightning/model.ckpt")).as_posix()

@@ -31,7 +31,7 @@ INITIAL_IMAGES = 32  # number of training images for channel statistics and code
 class PrepareFit(Callback):
     """Prepares a fit of Npgmf, and calibrates after every epoch.
 
-    `anomalib_npgmf.Npgmf` brings it along (``configure_callbacks``); hooks of callbacks run before the module's own.
+    `anomalib_npgmf.Npgmf` adds it (``configure_callbacks``); hooks of callbacks run before the module's own.
     In all of them ``pl_module`` is the Npgmf module.
     """
 
@@ -50,7 +50,7 @@ class PrepareFit(Callback):
         pl_module.calibrator.reset(None if datamodule is None else split_for_calibration(datamodule))
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Load weights and embed the category, unless a checkpoint, which is loaded after `setup`, brought them."""
+        """Load weights and embed the category's name, unless a checkpoint, loaded since `setup`, holds them."""
         if not pl_module.weights_ready:
             pl_module.model.load_weights()
             pl_module.weights_ready = True
@@ -58,7 +58,7 @@ class PrepareFit(Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Fit bank and composition and initialise the codebooks, unless a checkpoint brought them."""
+        """Fit bank and composition and initialise the codebooks, unless a checkpoint holds them."""
         assert trainer.train_dataloader is not None
         dataset, model = trainer.train_dataloader.dataset, pl_module.model
         if model.logical is not None:
@@ -79,14 +79,14 @@ class PrepareFit(Callback):
             calibrate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Calibrate, so that the checkpoint of this epoch is complete, and log how the codes are used."""
+        """Calibrate, so that the checkpoint of this epoch is complete, and log codebook statistics."""
         calibrate(trainer, pl_module)
         if pl_module.model.logical is not None:
             for name, value in pl_module.model.logical.codebook_statistics().items():
                 pl_module.log(name, value, sync_dist=True)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Give the data module its training images back, and the disk space of the cache."""
+        """Put calibration images back into the training set, and free the disk space of the feature cache."""
         if stage != "fit":
             return
         datamodule = getattr(trainer, "datamodule", None)
@@ -104,7 +104,7 @@ class PrepareFit(Callback):
 
 
 def category_of(trainer: Trainer) -> str:
-    """What the images show, as the data module says; "" if it does not."""
+    """Name of the category, from the data module; "" if it gives none."""
     datamodule = getattr(trainer, "datamodule", None)
     category = getattr(datamodule, "category", None) or ""
     return str(datamodule.name) if not category and isinstance(datamodule, Folder) else str(category)
@@ -136,7 +136,7 @@ def embed_category(module: "Npgmf", category: str) -> None:
 
 
 def restore_category(module: "Npgmf", metadata: dict[str, Any]) -> None:
-    """What a checkpoint says of the category, its caption and the user's own prompt, if that is another one.
+    """Take category and caption from a checkpoint; also as prompt, if it is not the category's default caption.
 
     Args:
         module: The model.
@@ -153,7 +153,7 @@ def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: 
     Args:
         trainer: Its data module sets batch size and workers.
         dataset: An anomalib dataset.
-        size: Height and width.
+        size: Height and width that the images are resized to.
         shared: Whether the processes of a distributed run share the images; otherwise each gets all.
     """
     datamodule = getattr(trainer, "datamodule", None)
@@ -168,7 +168,7 @@ def images_of(trainer: Trainer, dataset: Any, size: tuple[int, int], *, shared: 
 
 
 def calibrate(trainer: Trainer, module: "Npgmf") -> None:
-    """Set the statistics of the maps and the threshold, once per number of training steps.
+    """Set the statistics of the maps and the threshold, if there was a training step since the last time.
 
     Raises:
         ValueError: If there are no normal calibration images.
@@ -204,7 +204,7 @@ def losses_of(module: "Npgmf", batch: ImageBatch) -> dict[str, Tensor]:
 
 
 def progress(loader: Iterable[Any], *, shown: bool) -> Iterable[Any]:
-    """A bar on a terminal, which goes when it is full."""
+    """Show a progress bar on the terminal, which disappears at the end."""
     bar: Iterable[Any] = tqdm(loader, "Collecting normal features", leave=False, disable=None if shown else True)
     return bar
 

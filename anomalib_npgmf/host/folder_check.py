@@ -1,4 +1,4 @@
-"""A look at the pictures before hours are spent on them: unreadable files, sizes, duplicates, the split, the number."""
+"""Checks of the images before a run: unreadable files, sizes, duplicates in training and test, split, number."""
 
 import hashlib
 import logging
@@ -23,17 +23,17 @@ from anomalib_npgmf.host.splits import held_out
 
 logger = logging.getLogger(__name__)
 
-ADVISED = 20  # good pictures, fewer of which leave one or two to set the threshold on
-NAMED = 20  # files that a message names; an error names all
+ADVISED = 20  # good images; of fewer, less than five are set aside for the threshold
+NAMED = 20  # files that a warning names; an error names all
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """What a picture's file holds.
+    """An image file and what was found in it.
 
     Attributes:
         path: The file.
-        size: Width and height, upright.
+        size: Width and height of the upright image, pixels.
         mode: Its mode, as PIL names it, such as ``RGB``, ``L`` or ``I;16``.
         digest: Hash of its content.
         error: Why it cannot be read; "" if it can.
@@ -47,7 +47,7 @@ class PictureFile:
 
 
 def look_at(paths: Iterable[str]) -> list[PictureFile]:
-    """Read pictures to their end, several at a time.
+    """Read and decode image files completely, several at a time.
 
     Args:
         paths: Their files.
@@ -66,7 +66,7 @@ def _look_at_file(path: str) -> PictureFile:
 
 @lru_cache(maxsize=100_000)
 def _read(path: str, _changed: int, _bytes: int) -> PictureFile:
-    """Look once at a file that does not change."""
+    """Read a file once; time and size are in the cache's key, so that a changed file is read again."""
     try:
         content = Path(path).read_bytes()
         with Image.open(BytesIO(content)) as picture:
@@ -75,22 +75,22 @@ def _read(path: str, _changed: int, _bytes: int) -> PictureFile:
             return PictureFile(path, upright_size(picture), picture.mode, digest)
     except UnidentifiedImageError:
         return PictureFile(path, error="no picture" if content else "the file is empty")
-    except Exception as error:  # PIL raises whatever its decoders do
+    except Exception as error:  # PIL passes on any error of its decoders
         return PictureFile(path, error=str(error) or type(error).__name__)
 
 
 class CheckPictures(Callback):
-    """Looks at all pictures before a run.
+    """Checks all images before a run.
 
-    Before a training it names unreadable files and stops, or leaves them out where that was asked for, tells of
-    pictures that are in training and test alike, and says which pictures are used for what. In a test or a prediction
-    unreadable pictures are left out with a warning; the report names them.
+    Before a training it stops and names unreadable files, or leaves them out with ``skip_unreadable``. It warns of
+    images that are in both training and test, and prints which images are used for what. In a test or a prediction
+    unreadable images are left out with a warning; the report names them.
 
     Args:
-        skip_unreadable: Whether a training leaves unreadable pictures out.
+        skip_unreadable: Whether a training leaves unreadable images out.
 
     Attributes:
-        unreadable: Those of the present run.
+        unreadable: Unreadable files of the present run.
     """
 
     def __init__(self, *, skip_unreadable: bool = False) -> None:
@@ -98,10 +98,10 @@ class CheckPictures(Callback):
         self.unreadable: list[PictureFile] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look.
+        """Check the images of a stage.
 
         Raises:
-            ValueError: If pictures cannot be read, and were not to be left out, or if none can.
+            ValueError: If a training has unreadable images without ``skip_unreadable``, or no image can be read.
         """
         module: Any = pl_module
         datamodule = getattr(trainer, "datamodule", None)
@@ -141,7 +141,7 @@ class CheckPictures(Callback):
 
 
 def paths_of(dataset: Any) -> list[str]:
-    """Files of a dataset of anomalib, for training or for prediction; none of another one."""
+    """Files of an anomalib dataset, for training or for prediction; empty for other datasets."""
     if hasattr(dataset, "image_filenames"):
         return [str(path) for path in dataset.image_filenames]
     samples = getattr(dataset, "_samples", None)
@@ -149,7 +149,7 @@ def paths_of(dataset: Any) -> list[str]:
 
 
 def keep(dataset: Any, indices: Sequence[int]) -> None:
-    """Reduce a dataset of anomalib to some of its pictures."""
+    """Reduce an anomalib dataset, in place, to the images at some indices."""
     if hasattr(dataset, "image_filenames"):
         dataset.image_filenames = [dataset.image_filenames[index] for index in indices]
     else:
@@ -157,7 +157,7 @@ def keep(dataset: Any, indices: Sequence[int]) -> None:
 
 
 def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) -> list[str]:
-    """A sentence if pictures of the test are training pictures too, by their content.
+    """A sentence if other images have the content of training images; else an empty list.
 
     Example:
         >>> duplicates([PictureFile("good/a.png", digest="1")], [PictureFile("bad/b.png", digest="1")])
@@ -176,12 +176,12 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
 
 
 def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_used: bool) -> list[str]:
-    """Lines on what is used for what.
+    """Lines that say which images are used for what, and their sizes and modes.
 
     Args:
         datamodule: A data module that has been set up.
         training: Files of its training pictures.
-        validation_is_used: Whether something reads the validation set.
+        validation_is_used: Whether the evaluator has metrics for the validation set.
     """
     readable = [file for file in training if not file.error]
     validation, test = (_counts(getattr(datamodule, name, None)) for name in ("val_data", "test_data"))
@@ -209,7 +209,7 @@ def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_
 
 
 def is_drawn(datamodule: Folder) -> bool:
-    """Whether good test pictures are drawn from the folder of training pictures."""
+    """Whether the good test images are a random sample of the folder of training images."""
     return not datamodule.normal_test_dir and datamodule.test_split_mode != TestSplitMode.NONE
 
 

@@ -1,4 +1,4 @@
-"""Files of before version 0.2 load: old names of tensors and classes, and the architecture as it was."""
+"""Loading of files from before version 0.2: former names of tensors and classes, and the former architecture."""
 
 import sys
 from dataclasses import replace
@@ -28,7 +28,7 @@ _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 def add_former_modules() -> None:
     """Register the old module names as aliases of the new ones.
 
-    `anomalib_npgmf.lightning_model` calls this: its class is the first one that such a file names.
+    `anomalib_npgmf.lightning_model` calls this on import, since unpickling such a file imports it first.
     """
     for former, present in _MOVED.items():
         name, module = f"{_PACKAGE}.{former}", ModuleType(f"{_PACKAGE}.{former}")
@@ -61,8 +61,8 @@ def rename_tensors(state: dict[str, Any]) -> None:
 def rename_attributes(composition: Any, merger: Any = None) -> None:
     """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is.
 
-    A merger of before knows no level of normal pixels. Scores do not need it; the map is then that of the branches,
-    until the model is calibrated anew.
+    A merger from before 0.2 has no ``normal_level``. Scores do not need it; until the model is calibrated anew, the
+    merged map is that of the branches, without the composition.
     """
     if merger is not None and "normal_level" not in merger._buffers:
         merger._buffers["normal_level"] = torch.full_like(merger.mean[0], -torch.inf)
@@ -73,7 +73,7 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
 
 
 def former_choices(settings: ModelConfig) -> ModelConfig:
-    """Settings with the choices that were made before version 0.2 for what can be set since.
+    """Settings with the values that were fixed before version 0.2 and can be set since.
 
     Args:
         settings: Resolved settings of a model whose file names no configuration.

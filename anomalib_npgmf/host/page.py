@@ -1,4 +1,4 @@
-"""``report.html``: one file that opens without a server."""
+"""Writes ``report.html``, one file that opens without a server."""
 
 import base64
 import math
@@ -18,9 +18,9 @@ from anomalib_npgmf.host.verdict import Verdict, picture_size
 from anomalib_npgmf.torch_model import PARTS
 
 THUMBNAIL = 160  # pixels of the longer side
-LISTED = 3000  # rows of the page, the worst ones; a browser bears no more
+LISTED = 3000  # rows of the page, highest scores first; browsers get slow with more
 BINS = 50
-MEANINGS = {  # of the parts, for the page's reader
+MEANINGS = {  # of the branches, for readers of the page
     "structural": "looks for what no good picture has anywhere, such as scratches, cracks and dirt",
     "logical": "looks for what good pictures do not have at that place, such as something misplaced or missing",
     "composition": "counts what is in the picture, and finds what is too much or too little",
@@ -29,12 +29,12 @@ MEANINGS = {  # of the parts, for the page's reader
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """Small pictures as JPEG files.
+    """Thumbnails of an image, encoded as JPEG.
 
     Attributes:
-        plain: The picture.
-        overlay: The picture under its anomaly map.
-        picture: File of the visualizer that shows every map; "" for none.
+        plain: The image.
+        overlay: The image under its anomaly map.
+        picture: Path of the visualizer's file with every map; "" for none.
     """
 
     plain: bytes
@@ -42,7 +42,7 @@ class Thumbnails:
     picture: str = ""
 
     def linked_to(self, picture: str) -> "Thumbnails":
-        """With a file of the visualizer."""
+        """A copy that links to a file of the visualizer."""
         return replace(self, picture=picture)
 
 
@@ -52,7 +52,7 @@ def thumbnails_of(module: Any, batch: Any, verdicts: Sequence[Verdict]) -> list[
     Args:
         module: The `anomalib_npgmf.Npgmf` model.
         batch: The batch after the post-processor.
-        verdicts: What the model says of its pictures.
+        verdicts: Results for its images.
     """
     normalised = bool(getattr(module.post_processor, "enable_normalization", False))
     found = []
@@ -80,11 +80,11 @@ def write_page(
     """Write the page.
 
     Args:
-        verdicts: What the model says of each picture, the worst first.
-        thumbnails: By the picture's file, for some of them.
+        verdicts: Results for all images, highest scores first.
+        thumbnails: Thumbnails by path of the image, for some of the images.
         path: The page.
         summary: Head of the page.
-        statement: What the threshold stands for.
+        statement: A sentence on the false alarms that the threshold allows.
         checkpoint: File of the model.
         calibration: Scores of the good pictures that the threshold was set on.
     """
@@ -124,7 +124,8 @@ def histogram(verdicts: Sequence[Verdict], low: float, high: float) -> list[dict
         high: Upper end.
 
     Returns:
-        By bar its left edge, and the heights of good and bad pictures as shares of the highest bar.
+        For each bar its ``left`` edge as a share of the scale, the heights of ``good`` and ``bad`` as shares of the
+        highest bar, and the ``number`` of images.
 
     Example:
         >>> bars = histogram([Verdict("a.png", 0.1), Verdict("b.png", 0.9, truth=True)], 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Where the picture of an image goes: images of different folders never share one place."""
+"""Where the visualization of an image is saved: images of different folders never get the same file."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,17 @@ from anomalib.utils.path import generate_output_filename
 
 
 def picture_path(image: str | Path, folder: Path, datamodule: Any = None) -> Path:
-    """Path of the picture of an image; its folder is made.
+    """Path of the visualization of an image; its folder is created.
 
     Args:
         image: Path of the image.
-        folder: Folder of all pictures.
+        folder: Folder of all visualizations.
         datamodule: The anomalib data module that it comes from. Below a folder of its name anomalib's rule applies,
-            else the path counts from the data module's root.
+            elsewhere the path is relative to the data module's root.
 
     Returns:
-        The path. For an image that comes from no data module it repeats the image's, from the working directory or
-        from the file system's root.
+        A path in ``folder``. For an image outside a data module it repeats the image's path relative to the working
+        directory, or else to the file system's root.
 
     Example:
         >>> import tempfile

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _SUPPORTED_HOST: Final = "2.7"
 
-# host package -> (module of this project, names it adds to the host package); data come first because
+# package of the host, anomalib -> (module of this project, names it adds to that package); data come first because
 # `anomalib.models` imports `anomalib.data`
 _PROVIDED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "anomalib.data": ("anomalib_npgmf.data", ("SyntheticLOCO", "LOCO")),

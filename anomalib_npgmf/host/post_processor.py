@@ -18,13 +18,13 @@ class CalibratedPostProcessor(PostProcessor):
     anomalib chooses its threshold by F1 on the validation set, which some data modules take from the test set, and
     clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold comes from the image scores of the
     calibration images: it lies so far above their mean that a share ``false_alarm_rate`` of normal images is expected
-    above it, see `anomalib_npgmf.merging.threshold.deviations`. That of pixels is the same of the maxima of their maps.
+    above it, see `anomalib_npgmf.merging.threshold.deviations`. Pixels get theirs from the maxima of the maps.
     Scores s become ``1/2 (1 + x / (1 + |x|))`` with ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1),
     is 1/2 at the threshold and 1/4 at the mean of the normal images' scores.
 
     Args:
-        false_alarm_rate: Share of normal images that may be called anomalous, in (0, 0.5); left out, 0.01 or, when a
-            checkpoint is loaded, the one it was calibrated with. One that is given moves a loaded threshold as well.
+        false_alarm_rate: Share of normal images that may be called anomalous, in (0, 0.5). The default is 0.01, or the
+            rate of the checkpoint that is loaded. A rate that is given also moves the threshold of that checkpoint.
         **kwargs: See `anomalib.post_processing.PostProcessor`.
 
     Attributes:
@@ -52,7 +52,7 @@ class CalibratedPostProcessor(PostProcessor):
         self.register_buffer(_STORED, torch.zeros(0, 2))
 
     def calibrate(self, scores: Tensor, peaks: Tensor | None = None) -> None:
-        """Fix thresholds and ranges.
+        """Set thresholds and normalisation ranges.
 
         Args:
             scores: Image scores of normal images, [N].
@@ -114,13 +114,13 @@ class CalibratedPostProcessor(PostProcessor):
         return (*super()._checkpoint_config_keys, "false_alarm_rate")
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """As anomalib's; a false alarm rate that was given to this object stays."""
+        """Load anomalib's fields and the false alarm rate, unless a rate was given to this object."""
         super().load_checkpoint_config(config)
         if self._chosen is not None:
             self.false_alarm_rate = self._chosen
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        stored = state_dict.setdefault(f"{prefix}{_STORED}", torch.zeros(0, 2))  # files of before do not have it
+        stored = state_dict.setdefault(f"{prefix}{_STORED}", torch.zeros(0, 2))  # older checkpoints lack it
         self.normal_scores = torch.empty_like(stored, device=self.image_min.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self._chosen is not None:
@@ -142,7 +142,7 @@ class CalibratedPostProcessor(PostProcessor):
 
 
 def in_thousand(share: float) -> str:
-    """A share of 1,000 in two digits.
+    """A share as a number out of 1,000, with two significant digits.
 
     Example:
         >>> [in_thousand(share) for share in (6e-20, 0.00034, 0.01, 0.1234, 1.0)]

@@ -1,8 +1,8 @@
-"""A quiet command line: what libraries tell their developers is left out, what concerns the user's data stays.
+"""A quiet command line: messages of libraries for developers are left out, those about the user's data stay.
 
-This acts in the process of the ``anomalib`` command alone, and but for the imports only once an Npgmf model is made:
-whoever calls the engine from Python has set up logging. ``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
-only, because `anomalib_npgmf.host.plugin` imports it early.
+This acts only in the process of the ``anomalib`` command and, except for imports, only once an Npgmf model is made:
+programs that call the engine set up their own logging. ``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
+only, because `anomalib_npgmf.host.plugin` imports it early. The host is anomalib with its libraries.
 
 | what the host prints | since when | what is done |
 |---|---|---|
@@ -14,7 +14,7 @@ exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
 | ten retries of an unreachable hub, twice each | huggingface_hub 1 | from ERROR on; the error itself says what to do |
 | a table of submodules, a table of metrics | Lightning 2.6 | taken out; `TestSummary` prints the metrics |
 | eight workers on any machine, of which torch warns in every epoch | anomalib 2.0 to 2.7 | one per processor |
-| every prediction stays in memory, though nobody takes them | Lightning 2.6 | let go |
+| every prediction stays in memory, though nobody uses them | Lightning 2.6 | discarded |
 | warnings of Lightning, torch and torchmetrics that no user can act on | see `FILTERED` | filtered by their text |
 | the file, the number and the text of the line of code that warns | Python | left out |
 """
@@ -42,16 +42,16 @@ FILTERED: Final = (
     "Total length of `DataLoader` across ranks is zero",  # no test was asked for
 )
 LOGGERS: Final = ("", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-EXPORTED: Final = "Exported model to"  # the one thing that anomalib says at INFO and users need
+EXPORTED: Final = "Exported model to"  # the one message of anomalib at INFO that users need
 
 
 def on_command_line() -> bool:
-    """Whether this process is the ``anomalib`` command, and nobody asked for all that it prints."""
+    """Whether this process is the ``anomalib`` command, and ``ANOMALIB_NPGMF_VERBOSE`` is not set."""
     return Path(sys.argv[0] if sys.argv else "").stem == "anomalib" and not os.environ.get("ANOMALIB_NPGMF_VERBOSE")
 
 
 def quieten_imports() -> None:
-    """Filter what the imports of the host warn of, also in ``python -m anomalib_npgmf.calibrate``."""
+    """Filter warnings of the host's imports, also in commands such as ``python -m anomalib_npgmf.calibrate``."""
     ours = any(a == "-m" and b.startswith("anomalib_npgmf.") for a, b in pairwise(sys.orig_argv))
     if on_command_line() or ours:
         for text in IMPORTS:
@@ -95,7 +95,7 @@ class PlainHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _is_boxed(handler: logging.Handler) -> bool:
-    """Whether this is the host's, which breaks file names into columns beside a time and a line of source code."""
+    """Whether this is the host's handler, which breaks file names into columns beside a time and a line of code."""
     return type(handler).__module__ == "rich.logging"
 
 
@@ -105,7 +105,7 @@ def concerns_the_user(record: logging.LogRecord) -> bool:
 
 
 def settle(trainer: Any) -> None:
-    """Prepare a run: no table of submodules, few workers, predictions let go once they are reported.
+    """Prepare a run: no tables of submodules and metrics, few workers, predictions are not kept.
 
     Args:
         trainer: Before its loaders are made.

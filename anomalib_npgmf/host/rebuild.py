@@ -1,4 +1,4 @@
-"""A checkpoint brings its configuration: a model made without arguments becomes the model of the checkpoint."""
+"""Rebuilds a model with the configuration of a checkpoint, so that one made without arguments can load it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -15,7 +15,7 @@ from anomalib_npgmf.torch_model import NpgmfModel
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
 
-_WEIGHTS = {"backbone_weights", "structural_backbone_weights"}  # where a training starts; the checkpoint has its own
+_WEIGHTS = {"backbone_weights", "structural_backbone_weights"}  # initial weights; a checkpoint holds its own
 _BRANCHES = ("logical", "structural")
 _COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 
@@ -25,8 +25,8 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
 
     Args:
         module: The model.
-        checkpoint: As Lightning reads it.
-        metadata: What it says about itself, see `anomalib_npgmf.export.describe`; without it the model stays as it is.
+        checkpoint: The checkpoint as Lightning loads it.
+        metadata: Its metadata, see `anomalib_npgmf.export.describe`; without them the model stays as it is.
 
     Raises:
         ValueError: If an argument that the model was made with is not that of the checkpoint, or if the checkpoint is
@@ -55,7 +55,7 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
 
 
 def check_given(arguments: Mapping[str, Any], settings: ModelConfig, preset: str, prompt: str | None) -> None:
-    """Raise unless the arguments of a model are those of a checkpoint, where they were given.
+    """Raise if an argument that was given for a model contradicts its checkpoint.
 
     Args:
         arguments: Of the constructor; those that are ``None`` were not given.
@@ -64,7 +64,7 @@ def check_given(arguments: Mapping[str, Any], settings: ModelConfig, preset: str
         prompt: Prompt of the checkpoint.
 
     Raises:
-        ValueError: If one is another. Sources of weights do not count, for the checkpoint brings its own.
+        ValueError: If one differs. Sources of weights are not compared, because the checkpoint holds the weights.
 
     Example:
         >>> check_given({"merging": "maximum"}, resolve("small", {}), "small", None)
@@ -145,7 +145,7 @@ def _plain(value: Any) -> Any:
 def _before_0_2(given: Mapping[str, Any], stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> ModelConfig | None:
     """Configuration of a checkpoint that has none, from the arguments of its training; ``None`` if these are unknown.
 
-    Presets have changed since: what the metadata name takes precedence over them, what the user gives over all.
+    Presets have changed since, so metadata and stored arguments override them; what the user gives overrides all.
     """
     named = {name: metadata[name] for name in ("preset", "backbone", "merging") if metadata.get(name) is not None}
     arguments: dict[str, Any] = {
@@ -162,7 +162,7 @@ def _before_0_2(given: Mapping[str, Any], stored: Mapping[str, Any], metadata: M
 
 
 def _disable_components(module: "Npgmf", flags: dict[str, bool] | None) -> None:
-    """Leave out the components that the training left out; the trainer has them already, as callbacks."""
+    """Remove components that the training had disabled, also from the trainer, which holds them as callbacks."""
     before = [getattr(module, name) for name in _COMPONENTS]
     module._restore_component_enabled_flags(flags)
     after = [getattr(module, name) for name in _COMPONENTS]
@@ -175,8 +175,8 @@ def _disable_components(module: "Npgmf", flags: dict[str, bool] | None) -> None:
 
 
 def resize_data(module: "Npgmf") -> None:
-    """Have the data module resize to the size of the checkpoint's model: it was set up for the model as it was made."""
+    """Have the data module resize to the size of the checkpoint's model, which is known only after its setup."""
     trainer = module._trainer
     datamodule = getattr(trainer, "datamodule", None)
     if trainer is not None and datamodule is not None:
-        datamodule.setup(trainer.state.fn)  # which Lightning calls again for each of its functions, too
+        datamodule.setup(trainer.state.fn)  # may be repeated: Lightning also calls it for each of its functions

@@ -1,4 +1,4 @@
-"""The answers of `anomalib predict` and `anomalib test`: a table, ``scores.csv``, ``scores.json``, ``report.html``."""
+"""The output of `anomalib predict` and `anomalib test`: a table, ``scores.csv``, ``scores.json``, ``report.html``."""
 
 import csv
 import heapq
@@ -24,20 +24,20 @@ from anomalib_npgmf.host.verdict import Verdict, scores_of_calibration, verdicts
 from anomalib_npgmf.torch_model import PARTS
 
 PRINTED_ROWS = 15
-WIDTH = 1000  # columns of a file, more than a table has
-NAMED = 5  # mistakes of a test that are named
+WIDTH = 1000  # characters per line where the output is no terminal; no table is wider
+NAMED = 5  # false alarms, and misses, that are named
 KEPT_THUMBNAILS = 400
 
 
 class Report(Callback):
-    """Writes what was found into ``test/`` or ``predict/`` of the run's folder, and prints the worst pictures.
+    """Writes the results into ``test/`` or ``predict/`` of the run's folder, and prints a summary of them.
 
-    `anomalib_npgmf.Npgmf` brings it along where it draws pictures. It comes after the visualizer and takes the maps of
-    the parts off the batch. Memory is bounded: besides a few hundred bytes per picture it keeps the thumbnails of 400
-    pictures, false alarms and misses first, then the highest scores.
+    `anomalib_npgmf.Npgmf` adds it where it has a visualizer. It comes after that and removes the maps of the branches
+    from the batch. Memory is bounded: besides a few hundred bytes per image it keeps the thumbnails of 400 images,
+    false alarms and misses first, then the highest scores.
 
     Attributes:
-        verdicts: What was found so far.
+        verdicts: Results so far, one per image.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Report(Callback):
         self._written = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew, with the pictures that cannot be read."""
+        """Reset, and list the images that cannot be read."""
         del pl_module
         checks = (c for c in trainer.callbacks if isinstance(c, CheckPictures))  # type: ignore[attr-defined]
         torn = [file for check in checks for file in check.unreadable] if trainer.is_global_zero else []
@@ -56,7 +56,7 @@ class Report(Callback):
     on_predict_start = on_test_start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After a training that no test follows, tell where the checkpoint is."""
+        """After a training that no test follows, print the path of the checkpoint."""
         del pl_module
         saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -66,7 +66,7 @@ class Report(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Note the verdicts of a batch."""
+        """Collect the results of a batch."""
         del batch, batch_idx
         module: Any = pl_module
         found = verdicts_of(module, outputs)
@@ -109,7 +109,7 @@ class Report(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(verdicts, folder / "scores.csv")
         write_json(verdicts, folder / "scores.json")
-        statement = getattr(module.post_processor, "statement", str)()  # what the threshold stands for
+        statement = getattr(module.post_processor, "statement", str)()  # on the false alarms that the threshold allows
         summary, checkpoint = summary_of(verdicts), str(trainer.ckpt_path or "")
         write_page(
             verdicts,
@@ -144,7 +144,7 @@ def print_table(table: Table) -> None:
 
 
 def worst_first(verdict: Verdict) -> tuple[bool, float]:
-    """Sort key: unreadable pictures, then falling scores."""
+    """Sort key: unreadable images, then descending scores."""
     return not verdict.error, -verdict.score if math.isfinite(verdict.score) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a resumed training needs beside the model: the random states, and which codes are due to be renewed."""
+"""State that a resumed training needs besides the model: random states, and which codes are to be replaced."""
 
 import random
 from typing import Any
@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class ResumeState(Callback):
     """Keeps in the checkpoint what makes a resumed training go on as if it had not stopped.
 
-    With shuffled images the random state decides their order; the logical branch replaces codes that an epoch did not
-    use, which the first pass of the next epoch does. Lightning's checkpoint holds neither. The random states are those
-    of the first process; augmentations in worker processes of the data loader follow from them.
+    The random state decides the order of shuffled images. In the first forward pass of an epoch the logical branch
+    replaces codes that the epoch before did not use. Lightning's checkpoint holds neither state. The random states are
+    those of the first process; augmentations in worker processes of the data loader follow from them.
 
     Example:
         >>> state = ResumeState()
@@ -25,7 +25,7 @@ class ResumeState(Callback):
         self._model: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what was loaded: before Lightning makes the first iterator of images, which draws their order."""
+        """Set the loaded state before Lightning makes the first iterator of images, which draws their order."""
         del trainer
         self._model = pl_module.model
         loaded, self._loaded = self._loaded, {}
@@ -35,12 +35,12 @@ class ResumeState(Callback):
             set_random_states(loaded["random"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states, and those of the codebooks."""
+        """Random states, and the training state of the codebooks."""
         logical = getattr(self._model, "logical", None)
         return {"random": random_states(), "codebooks": logical.training_state() if logical is not None else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `on_fit_start` sets."""
+        """Keep the state until `on_fit_start` sets it."""
         self._loaded = state_dict
 
 

@@ -22,11 +22,11 @@ def normal_images(dataset: Any) -> Any:
 
 
 def drawn_images(dataset: Any, count: int) -> Any:
-    """Some images of an anomalib dataset, drawn by a fixed seed: files are often sorted by shift or variant.
+    """A sample of an anomalib dataset, with a fixed seed, because files are often sorted by shift or variant.
 
     Args:
         dataset: The dataset.
-        count: Number of images; of a smaller dataset all are taken.
+        count: Size of the sample; of a smaller dataset all images are taken.
 
     Returns:
         The same images in every call and process, in the order of the dataset, as a dataset.
@@ -43,9 +43,9 @@ def plain(dataset: Any, size: tuple[int, int]) -> Any:
 
 
 def held_out(number: int) -> int:
-    """Number of training images that calibrate where there is no validation set of its own.
+    """Number of training images set aside for calibration where there is no separate validation set.
 
-    A tenth, and at least ten where this is at most a quarter: few images need a higher threshold.
+    A tenth, but at least ten or, of fewer than 40, a quarter: the fewer images, the higher the threshold has to be.
 
     Args:
         number: Number of training images, at least 2.
@@ -61,8 +61,8 @@ def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
     """Set aside the calibration images of a data module.
 
     A validation set in a folder of its own (MVTec LOCO AD) or split from the training images serves as it is.
-    Otherwise, and also where anomalib takes the validation set from the test set, `held_out` training images, drawn by
-    a seed, are taken out of ``datamodule.train_data``; `restore_training_data` puts them back.
+    Otherwise, and also where anomalib takes the validation set from the test set, a sample of `held_out` training
+    images, by the data module's seed, is taken out of ``datamodule.train_data``; `restore_training_data` undoes that.
 
     Args:
         datamodule: A data module that has been set up.
@@ -71,7 +71,7 @@ def split_for_calibration(datamodule: AnomalibDataModule) -> Any:
         The normal calibration images, an anomalib dataset.
 
     Raises:
-        ValueError: If there is no normal image to calibrate on.
+        ValueError: If there is no normal validation image and fewer than two normal training images.
     """
     restore_training_data(datamodule)
     own = datamodule.val_split_mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN)

@@ -1,4 +1,4 @@
-"""What a test found and by which part, as a table at its end."""
+"""Table at the end of a test: how many images were found anomalous, and by which branch."""
 
 import shlex
 from collections import Counter
@@ -16,18 +16,18 @@ from anomalib_npgmf.torch_model import PARTS
 
 
 class TestSummary(Callback):
-    """Prints how many images of each test folder were called anomalous, and which part determined their scores.
+    """Prints how many images of each test folder were called anomalous, and which branch determined their scores.
 
-    `anomalib_npgmf.Npgmf` brings it along. It has to come after the post-processor, which gives the labels, and before
-    the visualizer, which takes the maps of the branches off the batch. In a distributed run each process counts its
-    share, and the first one prints its own.
+    `anomalib_npgmf.Npgmf` adds it. It has to come after the post-processor, which gives the labels, and before the
+    report, which removes the maps of the branches from the batch. In a distributed run each process counts its share,
+    and the first one prints its own.
     """
 
     __test__ = False  # for pytest, this is no class of tests
 
     def __init__(self) -> None:
         self.images: Counter[str] = Counter()  # by folder
-        self.found: Counter[tuple[str, str]] = Counter()  # called anomalous, by folder and part
+        self.found: Counter[tuple[str, str]] = Counter()  # called anomalous, by folder and branch
         self._labels: set[bool] = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,12 +56,12 @@ class TestSummary(Callback):
         del pl_module
         if trainer.is_global_zero and self.images:
             Console().print(self.table())
-        both = set(gather_list(list(self._labels))) == {True, False}  # of good pictures alone they mean nothing
+        both = set(gather_list(list(self._labels))) == {True, False}  # metrics need good and bad images
         if both and trainer.is_global_zero and on_command_line():  # in place of Lightning's table, see `settle`
             print(", ".join(f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()))
 
     def table(self) -> Table:
-        """One row per folder, good images first; one column per part that decided anything."""
+        """One row per folder, good images first; one column per branch that determined a score."""
         parts = [part for part in PARTS if any(decided == part for _, decided in self.found)]
         table = Table("test folder", "images", "anomalous", *(f"by {part}" for part in parts), show_edge=False)
         for folder in sorted(self.images, key=lambda name: (name != "good", name)):

@@ -1,4 +1,4 @@
-"""What the model says of one picture: score, label, the part that decided, its reason, and where."""
+"""The result for one image: score, label, the branch that determined it, its reason, and regions."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.merging.rule import MapMerger
 
-DIGITS = 9  # of scores; what float32 resolves near 1 stays apart
+DIGITS = 9  # decimals of scores; float32 values near 1 stay distinct
 _REASONS = {
     "logical": "not what good pictures have there",
     "structural": "unlike anything in the good pictures",
@@ -42,19 +42,19 @@ class Region:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model says of one picture.
+    """The result for one image.
 
     Attributes:
-        path: The picture's file.
+        path: The image's file.
         score: Image score, after the post-processor.
         anomalous: Its label; ``None`` without a threshold.
         threshold: Threshold of the image score, on its scale; ``None`` without one.
-        parts: What each part alone says, on the scale of the score. With ``merging: sum`` it is the part's term.
-        part: The part that determines the score; "" where the model does not tell.
-        reason: What this part found, one line; "" for a normal picture.
+        parts: Score of each branch alone, on the scale of ``score``. With ``merging: sum`` it is of the weighted term.
+        part: The branch that determines the score; "" if not known.
+        reason: What this branch found, one line; "" for a normal image.
         regions: Regions above the pixel threshold, the highest score first.
-        truth: Whether the picture is anomalous in fact; ``None`` where that is not known.
-        error: Why the picture could not be read, in which case nothing else is known; else "".
+        truth: Whether the image is anomalous by the ground truth; ``None`` where there is none.
+        error: Why the image could not be read, in which case nothing else is known; else "".
 
     Example:
         >>> Verdict("a.png", 0.2, anomalous=False, threshold=0.5, truth=True).outcome
@@ -95,14 +95,14 @@ class Verdict:
 
 
 def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
-    """What the model says of each picture of a batch.
+    """Results for the images of a batch.
 
     Args:
         module: The `anomalib_npgmf.Npgmf` model.
-        batch: The batch after the post-processor, which carries the maps of the parts where the step attached them.
+        batch: The batch after the post-processor; with the maps of the branches where the step attached them.
 
     Returns:
-        One verdict per picture.
+        One verdict per image.
     """
     count = len(batch.pred_score)
     carried, post = maps_of(batch), module.post_processor
@@ -141,14 +141,14 @@ def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
 
 
 def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What each part alone says: the largest value of a branch's term, the composition's standardised distance.
+    """Image score of each branch alone: the maximum of its term; of the composition its standardised distance.
 
     Args:
-        merger: A calibrated one.
-        maps: Raw maps by part, see `anomalib_npgmf.outputs.BranchMaps`.
+        merger: A calibrated merger.
+        maps: Raw maps by branch, see `anomalib_npgmf.outputs.BranchMaps`.
 
     Returns:
-        [B] by part, on the scale of the merged score.
+        [B] by branch, on the scale of the merged score.
 
     Example:
         >>> import torch

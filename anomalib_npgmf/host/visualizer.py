@@ -1,4 +1,4 @@
-"""Pictures with the map of each part, and the passing of these maps from the model to the visualizer."""
+"""Visualization of images with the map of each branch; passes these maps from the model to the visualizer."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from anomalib_npgmf.outputs import BranchMaps
 
 
 def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
-    """The part that determines each image's score.
+    """The part (logical, structural or composition branch) that determines each image's score.
 
     That is the composition branch where its score is the larger one, else the branch with the largest term where the
-    branches' merged map has its maximum.
+    merged map of the two others has its maximum.
 
     Args:
-        merger: A calibrated one.
-        maps: Raw maps by part, see `BranchMaps`.
+        merger: A calibrated merger.
+        maps: Raw maps by part, see `anomalib_npgmf.outputs.BranchMaps`.
 
     Returns:
         Names of parts, one per image.
@@ -55,11 +55,11 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
 def title_of(
     score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | RegionExplanation | None
 ) -> str:
-    """Text above a picture.
+    """Title of a visualization.
 
     Args:
         score: Image score.
-        label: Whether the image is anomalous; ``None`` if the model does not say.
+        label: Whether the image is anomalous; ``None`` without a threshold.
         dominant_name: The part that determines the score; ``None`` for a model of one part.
         explanation: Explanation of the composition branch where it determines the score.
 
@@ -76,13 +76,13 @@ def title_of(
 
 
 def attach_maps(batch: Any, maps: BranchMaps) -> Any:
-    """Have a batch carry the maps of the branches, for which anomalib's batches have no field; returns the batch."""
+    """Attach the maps of the branches to a batch, in place; anomalib's batches have no field for them."""
     batch.branch_maps = maps
     return batch
 
 
 def maps_of(batch: Any) -> BranchMaps | None:
-    """The maps of the branches that a batch carries, if any."""
+    """The maps that `attach_maps` attached to a batch; ``None`` if there are none."""
     return getattr(batch, "branch_maps", None)
 
 
@@ -91,8 +91,8 @@ class NpgmfVisualizer(ImageVisualizer):
 
     The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
     is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
-    the composition branch, a second line names the code of which there is too much or too little; its patches are
-    outlined in the map, and patches of normal images that belong to it are shown.
+    the composition branch, a second line names the codebook entry that occurs too often or too rarely, or the region
+    that no normal image has. It is outlined in the map; of a code also patches of normal images are shown.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -129,7 +129,7 @@ class NpgmfVisualizer(ImageVisualizer):
         return picture_path(path, Path(self.output_dir), datamodule)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the pictures are."""
+        """Print the folder of the visualizations."""
         del pl_module
         if trainer.is_global_zero and self.output_dir is not None:
             print(f"Pictures: {Path(self.output_dir).resolve()}")

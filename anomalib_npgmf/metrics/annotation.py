@@ -15,7 +15,7 @@ from anomalib_npgmf.metrics.scores import FloatArray
 
 LoadMap = Callable[[Path], FloatArray]
 
-# Step in both directions of the sample of negative pixels, from which a score quantile is estimated.
+# Row and column step of the sample of negative pixels, from which a score quantile is estimated.
 _STRIDE = 16
 
 

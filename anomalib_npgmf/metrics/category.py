@@ -64,7 +64,7 @@ class CategoryCurves(NamedTuple):
 
 @dataclass
 class _Subset:
-    """Defects of one kind or type, the number of negative pixels, and the running counts."""
+    """Hits of one kind or defect type, the number of negative pixels, and running counts of those above each hit."""
 
     name: str
     hits: Hits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Name the file where the block cannot read it.
+    """Turn an error of the block, which reads a file, into one sentence with the name of the file.
 
     Args:
         path: The file.
@@ -17,6 +17,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        PermissionError: If it may not be read.
         ValueError: If the block fails in any other way; readers of images raise many kinds of errors.
 
     Example:

@@ -63,7 +63,7 @@ class SproCurve(NamedTuple):
     def area(self, limit: float) -> float:
         """Area under the curve for false positive rates from 0 to ``limit``, divided by ``limit``.
 
-        A hit rises linearly while the false positive rate x goes from ``a`` (above) to ``b`` (at least), so it adds
+        A hit's gain rises linearly as the false positive rate x goes from ``a`` (above) to ``b`` (at least), so it adds
         ``gain * ∫ clip((x - a) / (b - a), 0, 1) dx`` over [0, limit].
 
         Args:

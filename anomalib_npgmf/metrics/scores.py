@@ -1,4 +1,4 @@
-"""Anomaly maps as arrays: checked, in a precision that keeps scores distinct, and at the size of the image."""
+"""Anomaly maps as arrays: checked, in a precision that keeps scores distinct, and resized to the image."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def write_anomaly_maps(predictions: Iterable[Any] | None, output_dir: Path | str
         Paths of the written files.
 
     Raises:
-        OSError: If a file cannot be written.
-        ValueError: If there are no predictions, or they have no anomaly maps or image paths.
+        OSError: If the file of an image is missing, or a map cannot be written.
+        ValueError: If there are no predictions, they have no anomaly maps or image paths, or a map is not finite.
 
     Example:
         >>> import tempfile, torch

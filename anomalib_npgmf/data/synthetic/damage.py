@@ -76,7 +76,7 @@ ON_TOP: dict[str, Callable[[Surface, float, float, float, np.random.Generator], 
     "crumb": crumb,
     "fibre": fibre,
 }
-"""Damage that can lie anywhere on a part; each takes a point in scene units and returns the damaged points."""
+"""Damage that can lie anywhere on a part; each takes a point in scene units and returns the damaged pixels."""
 
 DAMAGES = (*ON_TOP, "chip")
 """All kinds of damage."""
@@ -89,12 +89,12 @@ def apply(name: str, surface: Surface, background: Surface, part: Mask, size: fl
         name: Key of :data:`ON_TOP`, or "chip": a piece of the part is broken off.
         surface: Scene to change in place.
         background: The same scene without its parts.
-        part: Points of the part, shape (H, W) of the surface.
-        size: Size of the damage, 1 is a tenth of the scene for the longest.
+        part: Pixels of the part, shape (H, W) of the surface.
+        size: Relative size; at 1 the longest damage is about a tenth of the scene long.
         rng: Random generator of position and appearance.
 
     Returns:
-        The damaged points, shape (H, W).
+        The damaged pixels, shape (H, W).
     """
     if name == "chip":
         return _chip(surface, background, part, size, rng)

@@ -45,7 +45,7 @@ def scatter(outlines: list[Outline], half_width: float, half_height: float, rng:
         rng: Source of the places.
 
     Returns:
-        One place per part, uniform over the arrangements without overlap that sequential trials reach.
+        One place per part, found by random trials, part by part; no two overlap.
 
     Raises:
         ValueError: If the parts do not fit.

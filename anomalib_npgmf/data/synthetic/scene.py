@@ -71,8 +71,8 @@ class Layout:
     Args:
         surface: The scene.
         background: The same without its parts.
-        parts: Points of each part that damage may hit, (H, W) of the surface each.
-        masks: Points of each defect shown so far.
+        parts: Mask of each part that damage may hit, (H, W) of the surface each.
+        masks: Mask of each defect shown so far, likewise.
     """
 
     surface: Surface
@@ -88,7 +88,7 @@ class Scene(ABC):
         name: Name of the category, words joined by underscores.
         logical: Its logical defects. They show normal parts only, drawn by the same code as in normal images.
         damages: Names of the structural defects it can show, those of :data:`damage.DAMAGES` or its own.
-        damage_size: Size of the damage, larger where parts are small and lie anyhow.
+        damage_size: Relative size of the damage, larger where parts are small and at random poses.
     """
 
     name: ClassVar[str]

@@ -67,7 +67,7 @@ class Frame:
 
 
 class Surface:
-    """Colour, height and gloss of a scene.
+    """Colour, height and gloss of a scene, in arrays of twice the image's height and width.
 
     Args:
         image_size: Height and width of the image to photograph, pixels.
@@ -109,7 +109,7 @@ class Surface:
         return self.albedo, self.height, self.gloss
 
     def to_scene(self, row: float, column: float) -> tuple[float, float]:
-        """Convert a point of the layers to scene units (x, y)."""
+        """Convert a pixel of the arrays to scene units (x, y)."""
         camera, scale = self._camera, self._pixels_per_unit
         dx = (column + 0.5 - self._centre[0]) / scale - camera.shift[0]
         dy = (row + 0.5 - self._centre[1]) / scale - camera.shift[1]
