@@ -25,6 +25,7 @@ writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue kno
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def restore_pictures(batch: Any) -> Any:
     if not paths or not isinstance(images, torch.Tensor) or images.ndim != 4:
         return batch
     for index, path in enumerate(paths):
-        if not _is_read_otherwise(str(path)):
+        if not _is_read_otherwise(str(path), Path(path).stat().st_mtime_ns):
             continue
         with Image.open(path) as file:
             channels = torch.from_numpy(pixels_of(file))[None]
@@ -172,8 +173,8 @@ def _orientation(file: Image.Image) -> int:
 
 
 @lru_cache(maxsize=100_000)
-def _is_read_otherwise(path: str) -> bool:
-    """Whether anomalib's reader decodes the file differently from a viewer; cached, not read in every epoch."""
+def _is_read_otherwise(path: str, _changed: int) -> bool:
+    """Whether anomalib's reader decodes the file differently from a viewer; cached until the file changes."""
     try:
         with Image.open(path) as file:
             return file.mode in _MODES_16_BIT or _orientation(file) != _UPRIGHT

@@ -118,7 +118,8 @@ class CheckPictures(Callback):
         if self.unreadable:
             self._leave_out(datasets, files, stage)
         if stage == "fit" and "train_data" in files:
-            for line in duplicates(files["train_data"], [*files.get("test_data", []), *files.get("val_data", [])]):
+            others = {file.path: file for name in ("test_data", "val_data") for file in files.get(name, [])}
+            for line in duplicates(files["train_data"], [*others.values()]):
                 logger.warning(line)
             if trainer.is_global_zero:
                 used = bool(getattr(module.evaluator, "val_metrics", None))
@@ -170,9 +171,8 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
     named = ", ".join(f"{path} = {original}" for path, original in pairs[:NAMED])
     rest = f", and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
     have = "picture has" if len(pairs) == 1 else "pictures have"
-    return [
-        f"{len(pairs)} test {have} the content of a training picture, so that the test says too much: {named}{rest}."
-    ]
+    says = "the content of a training picture, so that the test says too much"
+    return [f"{len(pairs)} test {have} {says}: {named}{rest}."]
 
 
 def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_used: bool) -> list[str]:
@@ -185,7 +185,8 @@ def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_
     """
     readable = [file for file in training if not file.error]
     validation, test = (_counts(getattr(datamodule, name, None)) for name in ("val_data", "test_data"))
-    own = datamodule.val_split_mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN) and validation[0] > 0
+    mode = getattr(datamodule, "val_split_mode", None)
+    own = mode in (ValSplitMode.FROM_DIR, ValSplitMode.FROM_TRAIN) and validation[0] > 0
     calibrating = validation[0] if own else held_out(max(2, len(readable)))
     fitted = len(readable) - (0 if own else calibrating)
     lines = [
@@ -194,7 +195,7 @@ def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_
     ]
     lines += [f"Sizes: {_most_common(f'{w} x {h}' for w, h in (file.size for file in readable))}; "]
     lines[-1] += f"modes: {_most_common(file.mode for file in readable)}."
-    if datamodule.val_split_mode == ValSplitMode.FROM_TEST and any(validation) and not validation_is_used:
+    if mode == ValSplitMode.FROM_TEST and any(validation) and not validation_is_used:
         lines.append(
             f"Not used: {validation[0]} good and {validation[1]} bad pictures, because anomalib sets them aside for "
             "validation; with --data.val_split_mode none the test has them."
