@@ -24,9 +24,13 @@ from anomalib_npgmf import Npgmf, SyntheticLOCO
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
+from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
+from anomalib_npgmf.logical.model import LogicalBranch
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
+BATCH = 4
+PHOTOGRAPHS = "juice_bottle"  # category of MVTec LOCO AD
 KINDS = ("logical", "structural")
 FOLDERS = ("train/good", "validation/good", "test/good", "test/logical_anomalies", "test/structural_anomalies")
 DEFAULTS: dict[str, Any] = {
@@ -55,6 +59,40 @@ def fit(model: Npgmf, data: SyntheticLOCO, **trainer: Any) -> Npgmf:
     with tempfile.TemporaryDirectory() as scratch:
         Engine(devices=1, default_root_dir=scratch, **quiet, **trainer).fit(model, datamodule=data)
     return model.eval().cpu()
+
+
+def train_logical(
+    branch: LogicalBranch,
+    features: Sequence[Tensor],
+    images: Tensor,
+    epochs: int,
+    learning_rate: float,
+    embeddings: Tensor | None = None,
+) -> LogicalBranch:
+    """Train a logical branch on frozen features, as `Npgmf` does: Adam, clipped gradients, batches of 4.
+
+    Args:
+        branch: An initialised branch.
+        features: Standardised map [N, C, h, w] of each level.
+        images: The images, [N, 3, H, W].
+        epochs: Number of epochs.
+        learning_rate: Learning rate.
+        embeddings: Text embedding of each image, [N, D]; ``None`` for the branch's own prior.
+    """
+    adam = optimiser(branch, learning_rate)
+    assert adam is not None
+    branch.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(BATCH):
+            texts = {} if embeddings is None else {"embedding": embeddings[rows]}
+            with torch.enable_grad():
+                loss = branch.losses([level[rows] for level in features], images[rows], **texts)["loss"]
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(branch.parameters(), GRADIENT_CLIP)
+            adam.step()
+        branch.codebook_statistics()
+    return branch.eval()
 
 
 class Pictures:
@@ -160,8 +198,34 @@ def collect(
         measure: Returns the cell (names, columns, values) of a category and a seed.
         extra: What else the results file holds.
     """
-    cells: Cells = load(name, args.out).get("cells", {})
+    result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
+    former = result.get("settings", settings)
+    if former != settings:
+        raise SystemExit(f"{args.out / name}.json was measured with {former}, not {settings}; give another --out.")
+    cells: Cells = result.get("cells", {})
     for category, seed in product(args.categories, args.seeds):
         if f"{category}/{seed}" not in cells:
             cells[f"{category}/{seed}"] = measure(category, seed)
-            save(args.out / f"{name}.json", rows_of(cells), cells=cells, **extra)
+            save(args.out / f"{name}.json", rows_of(cells), cells=cells, settings=settings, **extra)
+
+
+def photographs_and_drawn(cells: Mapping[str, Any], column: str) -> list[Row]:
+    """AUROC and sPRO@0.05 of each variant: of the photographs, and logical / structural of the mean drawn category.
+
+    Args:
+        cells: Measured cells.
+        column: What the variants are called.
+    """
+    found = long(cells)
+    photographs = found.category == PHOTOGRAPHS
+    rows = []
+    for name, of_name in found.groupby("name", sort=False):
+        row: Row = {column: str(name)}
+        for metric in ("AUROC", "sPRO"):
+            for title, chosen in ((PHOTOGRAPHS, of_name[photographs]), ("drawn", of_name[~photographs])):
+                means = chosen.groupby("column").value.mean()
+                values = [means[kind] for kind in (f"{metric} {kind}" for kind in KINDS) if kind in means]
+                if values:
+                    row[f"{metric} {title}"] = " / ".join(f"{value:.1f}" for value in values)
+        rows.append(row)
+    return rows

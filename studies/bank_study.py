@@ -10,14 +10,14 @@ category with a seed) that is in the results file is not measured again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _common import Row, options
-from _drawn import DEFAULTS, DrawnCategory, Pictures, collect, long, scores, smoothed
+from _common import options
+from _drawn import DEFAULTS, PHOTOGRAPHS, DrawnCategory, Pictures, collect, photographs_and_drawn, scores, smoothed
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
@@ -26,7 +26,6 @@ from anomalib_npgmf.config import COMPOSITIONS, PRESETS
 from anomalib_npgmf.structural import MemoryBank
 from anomalib_npgmf.structural.model import concatenated
 
-PHOTOGRAPHS = "juice_bottle"
 LEVELS = (3, 4, 5)
 RATIO = PRESETS["small"].structural.coreset_ratio
 # levels, whether patches are averaged over 3 x 3, weight of each level in the whitened features (None: not whitened)
@@ -78,9 +77,8 @@ def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
     found = {}
     for name, (levels, averaged, weights) in BANKS.items():
         raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, weights)
-        found[f"bank: {name}"] = scores(
-            pictures.paths, smoothed(raw, (256, 256)).amax((1, 2, 3)), smoothed(raw, (256, 256))
-        )
+        shown = smoothed(raw, (256, 256))
+        found[f"bank: {name}"] = scores(pictures.paths, shown.amax((1, 2, 3)), shown)
         found[f"bank: {name}, score not smoothed"] = scores(pictures.paths, raw.amax((1, 2, 3)))
     for name, config in COMPOSED.items():
         distance = distances(pictures, composed(pictures, config))
@@ -99,25 +97,6 @@ def distances(pictures: Pictures, branch: CompositionBranch) -> Tensor:
     return torch.cat([branch(block, (8, 8)).distance for block in blocks])
 
 
-def table_rows(cells: Mapping[str, Any]) -> list[Row]:
-    """AUROC and sPRO@0.05 of each variant: the photographs, then logical / structural of the drawn categories."""
-    rows = []
-    for name, of_name in long(cells).groupby("name", sort=False):
-        real = of_name.category == PHOTOGRAPHS
-        photographs = of_name[real].groupby("column").value.mean()
-        drawn = of_name[~real].groupby("column").value.mean()
-        row: Row = {"variant": str(name)}
-        for metric in ("AUROC", "sPRO"):
-            if f"{metric} logical" in photographs:
-                row[f"{metric} {PHOTOGRAPHS}"] = f"{photographs[f'{metric} logical']:.1f}"
-            if f"{metric} logical" in drawn:
-                row[f"{metric} drawn"] = " / ".join(
-                    f"{drawn[f'{metric} {kind}']:.1f}" for kind in ("logical", "structural")
-                )
-        rows.append(row)
-    return rows
-
-
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
     args: argparse.Namespace = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories)
@@ -129,7 +108,7 @@ def main() -> None:
             return measure(Pictures(args.photographs / category, backbone)) if seed == args.seeds[0] else {}
         return measure(DrawnCategory(args.root, category, seed, backbone))
 
-    collect("bank_study", args, table_rows, cell)
+    collect("bank_study", args, lambda cells: photographs_and_drawn(cells, "variant"), cell)
 
 
 if __name__ == "__main__":

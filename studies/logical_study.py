@@ -15,12 +15,11 @@ from typing import Any
 import pandas as pd
 import torch
 from _common import Row, options
-from _drawn import DEFAULTS, Cells, DrawnCategory, backbone_of, collect, long, scores, smoothed
+from _drawn import DEFAULTS, Cells, DrawnCategory, backbone_of, collect, long, scores, smoothed, train_logical
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.config import resolve
-from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
 
 # side of the images in pixels, changes of the settings
@@ -32,7 +31,6 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "256 px, rectified embedding": (256, {"rectify_embedding": True}),
 }
 INITIAL_IMAGES = 32
-BATCH = 4
 
 
 def evaluate(
@@ -49,19 +47,7 @@ def evaluate(
     drawn = train[torch.randperm(len(train))[:INITIAL_IMAGES]]
     branch.initialise([cell.features[level][drawn] for level in branch.levels])
     features = branch.standardise([cell.features[level] for level in branch.levels])
-    adam = optimiser(branch, settings.learning_rate)
-    assert adam is not None
-    branch.train()
-    for _ in range(epochs):
-        for rows in train[torch.randperm(len(train))].split(BATCH):
-            with torch.enable_grad():
-                loss = branch.losses([level[rows] for level in features], cell.images[rows])["loss"]
-            adam.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(branch.parameters(), GRADIENT_CLIP)
-            adam.step()
-        branch.codebook_statistics()
-    branch.eval()
+    train_logical(branch, [level[train] for level in features], cell.images[train], epochs, settings.learning_rate)
     maps = []
     for start in range(0, len(cell.paths), 8):
         part = [level[start : start + 8] for level in features]

@@ -11,13 +11,12 @@ measured again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _common import Row, options
-from _drawn import DEFAULTS, KINDS, collect, fit, long, scores
+from _common import options
+from _drawn import DEFAULTS, PHOTOGRAPHS, collect, fit, photographs_and_drawn, scores
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import seed_everything
 from torch import Tensor
@@ -25,8 +24,6 @@ from torch import Tensor
 from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
 from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN, LARGEST_SCORE, SURPLUS_WEIGHT
 from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL
-
-PHOTOGRAPHS = "juice_bottle"
 
 
 class Maps(NamedTuple):
@@ -133,27 +130,16 @@ def measure(args: argparse.Namespace, category: str, seed: int) -> dict[str, dic
     return {name: scores(paths, *values) for name, values in rules(test, normal).items()}
 
 
-def table_rows(cells: Mapping[str, Any]) -> list[Row]:
-    """AUROC and sPRO@0.05 of each rule, logical / structural: the photographs, then the mean of drawn categories."""
-    found = long(cells)
-    photographs = found.category == PHOTOGRAPHS
-    rows = []
-    for name, of_rule in found.groupby("name", sort=False):
-        row: Row = {"rule": name}
-        for metric in ("AUROC", "sPRO"):
-            for title, chosen in ((PHOTOGRAPHS, of_rule[photographs]), ("drawn", of_rule[~photographs])):
-                means = chosen.groupby("column").value.mean()
-                values = [means[column] for column in (f"{metric} {kind}" for kind in KINDS) if column in means]
-                row[f"{metric} {title}"] = " / ".join(f"{value:.1f}" for value in values)
-        rows.append(row)
-    return rows
-
-
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
     args = options(__doc__, epochs=12, root=Path, photographs=Path, seeds=[100], categories=categories)
 
-    collect("merging_study", args, table_rows, lambda category, seed: measure(args, category, seed))
+    collect(
+        "merging_study",
+        args,
+        lambda cells: photographs_and_drawn(cells, "rule"),
+        lambda category, seed: measure(args, category, seed),
+    )
 
 
 if __name__ == "__main__":

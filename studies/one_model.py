@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _common import Row, options, save
-from _drawn import DEFAULTS, KINDS, DrawnCategory, backbone_of, long, scores, smoothed
+from _drawn import BATCH, DEFAULTS, KINDS, DrawnCategory, backbone_of, long, scores, smoothed, train_logical
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
@@ -27,7 +27,6 @@ from anomalib_npgmf.config import PRESETS
 from anomalib_npgmf.logical.model import LogicalBranch
 
 SIZE = (128, 128)
-BATCH = 4
 ALONE, OWN, SAME = ("one per category", "one for all, a vector per category", "one for all, the same vector")
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in (*KINDS, "mean")]
 
@@ -47,19 +46,8 @@ def train(
     texts = torch.cat([vectors[name].expand(len(cell.train), -1) for name, cell in categories.items()])
     first = torch.randperm(len(images))[:64]
     branch.initialise([level[first] for level in features])
-    branch.train()
-    parameters = [p for p in branch.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.5, 0.999))
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(images)).split(BATCH):
-            inputs = branch.standardise([level[chosen] for level in features])
-            loss = branch.losses(inputs, images[chosen], texts[chosen])["loss"]
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-        branch.codebook_statistics()
-    return branch.eval()
+    features = branch.standardise(features)
+    return train_logical(branch, features, images, epochs, settings.learning_rate, texts)
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from _common import Row, options
-from _drawn import DEFAULTS, collect, long
-from merging_study import PHOTOGRAPHS, trained
+from _drawn import DEFAULTS, PHOTOGRAPHS, collect, long
+from merging_study import trained
 from torch import Tensor
 
 from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
