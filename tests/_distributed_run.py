@@ -14,7 +14,7 @@ from lightning import seed_everything
 
 from anomalib_npgmf.host import fit
 
-IMAGES = 8  # that are trained on, all in one step, whatever the number of processes
+IMAGES = 6  # that are trained on, all in one step, whatever the number of processes
 EPOCHS = 2
 
 
