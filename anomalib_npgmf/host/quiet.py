@@ -74,7 +74,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for text in FILTERED:
         warnings.filterwarnings("ignore", text)
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {_one_line(message)}\n"
 
 
 class PlainHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -90,8 +90,12 @@ class PlainHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def format(self, record: logging.LogRecord) -> str:
         """The message after its level, which a mere information does not have."""
-        text = super().format(record)
+        text = super().format(record) if record.exc_info else _one_line(super().format(record))
         return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
+
+
+def _one_line(message: Any) -> str:
+    return " ".join(str(message).split())
 
 
 def _is_boxed(handler: logging.Handler) -> bool:
