@@ -53,7 +53,7 @@ def on_command_line() -> bool:
 def quieten_imports() -> None:
     """Filter warnings of the host's imports, also in commands such as ``python -m anomalib_npgmf.calibrate``."""
     ours = any(a == "-m" and b.startswith("anomalib_npgmf.") for a, b in pairwise(sys.orig_argv))
-    if on_command_line() or ours:
+    if on_command_line() or (ours and not os.environ.get("ANOMALIB_NPGMF_VERBOSE")):
         for text in IMPORTS:
             warnings.filterwarnings("ignore", text)
 

@@ -59,8 +59,8 @@ class Report(Callback):
         """After a training that no test follows, print the path of the checkpoint."""
         del pl_module
         saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if saved and trainer.is_global_zero and datamodule is not None and not len(datamodule.test_data):
+        images = getattr(getattr(trainer, "datamodule", None), "test_data", None)
+        if saved and trainer.is_global_zero and images is not None and len(images) == 0:
             print(next_step(saved))
 
     def on_test_batch_end(
