@@ -15,6 +15,8 @@ from anomalib_npgmf.composition.examples import CodeExamples
 from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
 _EXAMPLE_IMAGES = 200  # at most so many normal images are looked at for examples of the codes
+_SHOWN_LEVELS = 2  # whose surplus the map shows, the finest ones
+_SMALLEST = 1e-6  # lower bound on the largest contribution, for an image that equals the mean
 _EPSILON = 1e-4  # added to every share: keeps the slope of the square root finite
 
 
@@ -146,17 +148,17 @@ class CodeHistograms(nn.Module):
         """Compute distance and map.
 
         Of a code with the share s of a cell's patches, where normal images have m, the fraction ``max(0, s - m) / s``
-        is surplus: of six parts where five are normal it is one sixth, of a part that never occurs it is one. A patch
-        shows the surplus of its codes in its cell, averaged over codebooks and sizes. Only the finest level is shown: a
-        patch of a coarser one covers what lies beside the surplus as well. A missing part leaves no trace but the
-        slightly larger share of what lies in its place.
+        is surplus: of six parts where five are normal it is one sixth, of a part that never occurs it is one. It is
+        multiplied by ``c / max c``, where c is what the code contributes to the squared distance: a code whose share
+        varies among normal images contributes little. A patch shows the surplus of its codes in its cell, averaged over
+        codebooks, sizes and the two finest levels; a patch of a coarser one covers what lies beside the surplus as
+        well. A missing part leaves no trace but the slightly larger share of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.
             size: Height and width of the map.
         """
         squared = features[0].new_zeros(features[0].shape[0], dtype=torch.float32)
-        surplus = squared.view(-1, 1, 1, 1)
         evidence = []
         known: Sequence[Any] = [None] * len(self.inputs) if "examples" not in self._modules else list(self.examples)
         for index, weight, codes, variation, examples in zip(
@@ -166,21 +168,30 @@ class CodeHistograms(nn.Module):
             memberships = codes(features[index])
             histogram = self.histogram(memberships)
             difference, gradient = variation(histogram.flatten(2))
-            contributions = difference * gradient
-            squared = squared + weight * contributions.sum(dim=2).mean(dim=1)
+            contributions = weight * difference * gradient
+            squared = squared + contributions.sum(dim=2).mean(dim=1)
             cells = histogram.shape[2:]
             shares = histogram.square() - _EPSILON
             normal_shares = (variation.mean.unflatten(1, cells).square() - _EPSILON).clamp_min(0)
-            if index == min(self.inputs):
-                number = self.inputs.count(index)
-                surplus = surplus + self._surplus(memberships, shares, normal_shares, size) / number
-            parts = (weight * contributions).unflatten(2, cells)
-            evidence.append(Evidence(memberships, shares, normal_shares, parts, examples))
-        return HistogramOutput(squared, surplus, evidence)
+            evidence.append(Evidence(memberships, shares, normal_shares, contributions.unflatten(2, cells), examples))
+        return HistogramOutput(squared, self._surplus(evidence, size), evidence)
 
-    def _surplus(self, memberships: Tensor, shares: Tensor, normal: Tensor, size: tuple[int, int]) -> Tensor:
-        """Surplus of each position, mean over the codebooks, [B, 1, *size]."""
-        fraction = ((shares - normal) / shares.clamp_min(_EPSILON)).clamp(0, 1)
+    def _surplus(self, evidence: Sequence[Evidence], size: tuple[int, int]) -> Tensor:
+        """Surplus of each position, [B, 1, *size]."""
+        levels = sorted(set(self.inputs))[:_SHOWN_LEVELS]
+        largest = torch.stack([found.contributions.amax(dim=(1, 2, 3, 4)) for found in evidence]).amax(dim=0)
+        largest = largest.clamp_min(_SMALLEST).view(-1, 1, 1, 1, 1)
+        shown = [
+            self._of_patches(found, found.contributions.clamp_min(0) / largest, size)
+            for index, found in zip(self.inputs, evidence, strict=True)
+            if index in levels
+        ]
+        return torch.stack(shown).mean(dim=0)
+
+    def _of_patches(self, found: Evidence, importance: Tensor, size: tuple[int, int]) -> Tensor:
+        """Surplus of each position for one pair of level and size, mean over the codebooks, [B, 1, *size]."""
+        memberships, shares, normal = found.memberships, found.shares, found.normal_shares
+        fraction = ((shares - normal) / shares.clamp_min(_EPSILON)).clamp(0, 1) * importance
         rows, columns = (cell_means(side, self.grid, shares) for side in memberships.shape[-2:])
         # Each patch reads its own cell; one on a border reads a mean of both.
         fraction = (rows / rows.sum(dim=0)).T @ fraction @ (columns / columns.sum(dim=0))

@@ -57,7 +57,7 @@ class RegionExplanation(NamedTuple):
 class RegionBank(nn.Module):
     """Memory bank of the patches of coarse levels, in whitened features.
 
-    Unlike in the structural branch, patches are not averaged over neighbours, and all levels have the same weight.
+    Patches are not averaged over neighbours, and all levels have the same weight.
 
     Args:
         channels: Channels of each level.
@@ -81,7 +81,7 @@ class RegionBank(nn.Module):
 
     def _bank(self, patches: int = 0) -> MemoryBank:
         ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # of a handful of regions all are kept
-        return MemoryBank(ratio, whiten=[(count, 1.0) for count in self.channels], collect_bytes=_COLLECT_BYTES)
+        return MemoryBank(ratio, whiten=self.channels, collect_bytes=_COLLECT_BYTES)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
         """Collect the regions of normal images.

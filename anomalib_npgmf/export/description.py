@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import anomalib_npgmf
-from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
 from anomalib_npgmf.merging.rule import BRANCHES
 
 if TYPE_CHECKING:
@@ -32,7 +31,10 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         statistics["branches"] = {"mean": means[0], "std": stds[0]}
         level = merger.composition.normal_level.item()
         statistics["branches"]["normal_level"] = level if math.isfinite(level) else None  # unknown in files of 0.1
-        statistics["composition"] = {"mean": means[1], "std": stds[1], "margin": COMPOSITION_MARGIN}
+        statistics["composition"] = {"mean": means[1], "std": stds[1]}
+        margins = merger.composition.margins.tolist()
+        for part, margin in zip(("branches", "composition"), margins, strict=True):
+            statistics[part]["margin"] = margin
     normalised = getattr(post, "enable_normalization", False)
     return {
         "version": anomalib_npgmf.__version__,

@@ -22,6 +22,8 @@ _MOVED: Final = {
     "visualizer": f"{_PACKAGE}.host.visualizer",
 }
 _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "DoublingConv2d": "ConvTranspose2d"}
+# Buffers that the merger of the composition lacks in files of before: margins of its scores; no composition in the map.
+_MERGER: Final = {"margins": [0.0, 0.25], "normal_level": -torch.inf}
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 
 
@@ -50,8 +52,10 @@ def rename_tensors(state: dict[str, Any]) -> None:
         >>> sorted(state)
         ['model.composition.cv_stats', 'model.merger.mean']
     """
-    if "model.merger.composition.mean" in state:
-        state.setdefault("model.merger.composition.normal_level", torch.tensor(-torch.inf))
+    start = "model.merger.composition."
+    if f"{start}mean" in state:
+        for name, value in _MERGER.items():
+            state.setdefault(start + name, torch.tensor(value))
     start = "model.composition."
     for name in [name for name in state if name.startswith(start)]:
         first, dot, rest = name.removeprefix(start).partition(".")
@@ -61,11 +65,12 @@ def rename_tensors(state: dict[str, Any]) -> None:
 def rename_attributes(composition: Any, merger: Any = None) -> None:
     """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is.
 
-    A merger from before 0.2 has no ``normal_level``. Scores do not need it; until the model is calibrated anew, the
-    merged map is that of the branches, without the composition.
+    A merger from before 0.2 has no ``normal_level`` and other margins. Scores stay as they were; until the model is
+    calibrated anew, the merged map is that of the branches, without the composition.
     """
-    if merger is not None and "normal_level" not in merger._buffers:
-        merger._buffers["normal_level"] = torch.full_like(merger.mean[0], -torch.inf)
+    if merger is not None:
+        for name, value in _MERGER.items():
+            merger._buffers.setdefault(name, torch.tensor(value, device=merger.mean.device))
     for entries in () if composition is None else (composition._modules, composition._buffers):
         for old, new in _COMPOSITION.items():
             if old in entries:
@@ -91,6 +96,6 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     return replace(
         settings,
         logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks),
-        structural=replace(settings.structural, whiten=False),
+        structural=replace(settings.structural, whiten=False, neighbourhood=3),
         composition=composition,
     )

@@ -156,10 +156,10 @@ def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]
         >>> part_scores(merger, {"logical": torch.full((1, 1, 64, 64), 2.0)})
         {'logical': tensor([2.])}
     """
-    scores = {name: part.amax(dim=(1, 2, 3)) for name, part in merger.calibrated_maps(maps).items()}
-    if merger.composition is not None and "distance" in maps:
-        scores["composition"] = merger.composition.of_distance(maps["distance"])
-    return scores
+    if merger.composition is None or "distance" not in maps:
+        return {name: part.amax(dim=(1, 2, 3)) for name, part in merger.calibrated_maps(maps).items()}
+    scores = {name: merger.composition.of_peaks(part.amax((1, 2, 3))) for name, part in merger.smoothed(maps).items()}
+    return scores | {"composition": merger.composition.of_distance(maps["distance"])}
 
 
 def scores_of_calibration(post: Any) -> list[float]:

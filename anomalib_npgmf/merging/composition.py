@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
-COMPOSITION_MARGIN = 0.25  # standard deviations
-LARGEST_SCORE = 6.0  # standard deviations; a larger score does not raise the map further
-SURPLUS_WEIGHT = 5.0  # raise of the map per standard deviation of the score, where the surplus is one
+BRANCH_MARGIN = 1.0  # standard deviations, subtracted from the branches' score
+LARGEST_LEAD = 6.0  # standard deviations; a larger lead over the branches does not raise the map further
+SURPLUS_WEIGHT = 20.0  # raise of the map per standard deviation of the lead, where the surplus is one
 
 
 class Merged(NamedTuple):
@@ -30,39 +30,43 @@ class CompositionMerger(nn.Module):
     """Adds the composition to the merged map of the branches; an addition to the paper.
 
     Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
-    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C - 0.25`` for the composition distance C. 0.25 standard deviations are subtracted so that the
-    branches, which localise damage, win near ties.
+    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1`` for the branches' map S and
+    ``c = (C - mu_C) / sd_C`` for the composition distance C. One standard deviation is subtracted because S is a maximum
+    over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
-    The map answers another question, where the cause is: ``max(S', min(S', q) + 5 min(max(c', 0), 6) r)`` for the
-    standardised map S', the surplus r, the quantile q that 95 % of all normal pixels stay below, and c' as c but of the
-    histograms alone: regions do not say what is too much. The composition marks what is too much, the more the surer it
-    is, up to six standard deviations; it never lowers what a branch marks and never hides it by the size of its score.
+    The map answers another question, where the cause is: ``max(S', min(S', q) + 20 r min(max(g, 0), 6))`` for the
+    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. ``g = c' - max(s, 0)``
+    is by how much the composition's score exceeds the branches', c' being c of the histograms alone: regions do not say
+    what is too much. So the composition marks what is too much where the branches do not already account for the
+    anomaly; it never lowers what a branch marks and never hides it by the size of its score.
 
     Attributes:
         mean: mu_S and mu_C.
         std: sd_S and sd_C.
+        margins: What is subtracted from s and from c, in standard deviations: 1 and 0, in files of before 0 and 0.25.
         normal_level: q, a scalar.
 
     Example:
         >>> merger = CompositionMerger()
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
-        >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
+        >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.1, 0.0]]]])
         >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
-        >>> round(merged.scores.item(), 4)  # (3 - 1) / 0.7071 - 0.25
-        2.5784
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 5 * 2.5784 * 0.5 and 2 / 1.4142
-        [4.3247, 1.4142]
+        >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 1
+        2.8284
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 20 * 0.1 * (2.8284 - 0.4142)
+        [2.7071, 1.4142]
     """
 
     mean: Tensor
     std: Tensor
+    margins: Tensor
     normal_level: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
+        self.register_buffer("margins", torch.tensor([BRANCH_MARGIN, 0.0]))
         self.register_buffer("normal_level", torch.tensor(0.0))
 
     def calibrate(
@@ -104,22 +108,35 @@ class CompositionMerger(nn.Module):
             distance: Composition distances, [B].
             count_distance: Those of the histograms, [B].
         """
-        score, shown = self.of_distance(distance), self.of_surplus(surplus, count_distance)
+        composed = self.of_distance(distance)
         if branches is None:
-            return Merged(score, shown)
+            return Merged(composed, self.of_surplus(surplus, count_distance))
         standardised = self.of_branches(branches)
-        below = standardised.minimum(self.normal_level)
-        return Merged(standardised.amax(dim=(1, 2, 3)).maximum(score), standardised.maximum(below + shown))
+        score = self.of_peaks(branches.amax(dim=(1, 2, 3)))
+        shown = standardised.minimum(self.normal_level) + self.of_surplus(surplus, count_distance, score)
+        return Merged(score.maximum(composed), standardised.maximum(shown))
 
     def of_branches(self, merged: Tensor) -> Tensor:
         """Standardise the branches' merged map, any shape."""
         return (merged - self.mean[0]) / self.std[0]
 
-    def of_distance(self, distance: Tensor) -> Tensor:
-        """Standardise composition distances, any shape, and subtract the margin."""
-        return (distance - self.mean[1]) / self.std[1] - COMPOSITION_MARGIN
+    def of_peaks(self, peaks: Tensor) -> Tensor:
+        """Image scores of the branches, any shape, from the maxima of their merged maps."""
+        return self.of_branches(peaks) - self.margins[0]
 
-    def of_surplus(self, surplus: Tensor, count_distance: Tensor) -> Tensor:
-        """What the composition adds to the standardised map, [B, 1, H, W]."""
-        sure = self.of_distance(count_distance).relu().clamp_max(LARGEST_SCORE)
-        return SURPLUS_WEIGHT * sure.view(-1, 1, 1, 1) * surplus
+    def of_distance(self, distance: Tensor) -> Tensor:
+        """Image scores of the composition, any shape, from its distances."""
+        return (distance - self.mean[1]) / self.std[1] - self.margins[1]
+
+    def of_surplus(self, surplus: Tensor, count_distance: Tensor, branches: Tensor | None = None) -> Tensor:
+        """What the composition adds to the standardised map, [B, 1, H, W].
+
+        Args:
+            surplus: Smoothed surplus, [B, 1, H, W].
+            count_distance: Composition distances of the histograms, [B].
+            branches: Image scores of the branches, [B]; ``None`` without branches.
+        """
+        lead = self.of_distance(count_distance)
+        if branches is not None:
+            lead = lead - branches.relu()
+        return SURPLUS_WEIGHT * lead.clamp(0, LARGEST_LEAD).view(-1, 1, 1, 1) * surplus

@@ -158,9 +158,11 @@ class MapMerger(nn.Module):
         """
         parts = self.smoothed(maps)
         if self.composition is not None:
+            merged = self.merge_branches(maps)
+            score = None if merged is None else self.composition.of_peaks(merged.amax(dim=(1, 2, 3)))
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
             surplus = self._smooth(self.resize(maps["composition"]))
-            parts["composition"] = self.composition.of_surplus(surplus, maps["count_distance"])
+            parts["composition"] = self.composition.of_surplus(surplus, maps["count_distance"], score)
         return parts
 
     @in_single_precision

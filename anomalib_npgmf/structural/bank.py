@@ -33,8 +33,8 @@ class MemoryBank(nn.Module):
         dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
         reduce_to: Number of principal components to which bank and queries are reduced, plus one dimension for the
             norm of the residual; ``None``, or a number not below d, keeps all dimensions.
-        whiten: Channels and weight of each level that the patches concatenate, to measure distances in whitened
-            features, see `whitening`; ``None`` for Euclidean distances.
+        whiten: Channels of each level that the patches concatenate, to measure distances in whitened features, see
+            `whitening`; ``None`` for Euclidean distances.
         seed: Seed of the coreset selection.
         collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset.
         search_bytes: Memory for the scores of one chunk of queries against the bank, bytes.
@@ -68,7 +68,7 @@ class MemoryBank(nn.Module):
         coreset_method: Literal["fast", "exact"] = "fast",
         dtype: torch.dtype = torch.float32,
         reduce_to: int | None = None,
-        whiten: Sequence[tuple[int, float]] | None = None,
+        whiten: Sequence[int] | None = None,
         seed: int = 0,
         collect_bytes: int = _COLLECT_BYTES,
         search_bytes: int = _SEARCH_BYTES,

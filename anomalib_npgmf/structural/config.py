@@ -14,13 +14,15 @@ class StructuralConfig:
         levels: Backbone levels that a patch aggregates, finest first. Level k has stride 2^k: the default takes
             strides 8 and 16, the second and third block of a ResNet. The paper numbers these convolution groups 3 and 4
             as well.
+        neighbourhood: Side of the square of positions over which each level is averaged, odd; 1 for no averaging. 3 is
+            PatchCore's: distances vary less between normal images. Without averaging small damage stands out more.
         coreset_ratio: Fraction of all training patches that the memory bank keeps, in (0, 1].
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         bank_dtype: Precision of the stored patches. ``"float16"`` halves the bank and the memory of building it.
         reduce_to: Number of principal components to which the bank and every query are reduced, plus one dimension for
             the norm of the residual; ``None``, or a number not below a patch's dimension, keeps all dimensions.
-        whiten: Whether distances are measured in whitened features, see
+        whiten: Whether distances are measured in whitened features, in which every level has the same weight, see
             :func:`~anomalib_npgmf.structural.whitening.whitening`; an addition to the paper.
         collect_gb: Memory for the patches of the training images while the bank is built, in GiB. Above it each image
             is first thinned to a coreset of its own, of a quarter of its patches or four times ``coreset_ratio``, so
@@ -40,6 +42,7 @@ class StructuralConfig:
     """
 
     levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
+    neighbourhood: Annotated[int, Range(1, 15)] = 3
     coreset_ratio: Annotated[float, Range(0, 1, above_low=True)] = 0.01
     coreset_method: Literal["fast", "exact"] = "fast"
     bank_dtype: Literal["float32", "float16"] = "float32"
@@ -48,8 +51,11 @@ class StructuralConfig:
     collect_gb: Annotated[float, Range(0)] = 2.0
 
     def __post_init__(self) -> None:
-        """Check types, ranges and the order of the levels."""
+        """Check types, ranges, the neighbourhood and the order of the levels."""
         check_fields(self, "structural.")
+        if self.neighbourhood % 2 == 0:
+            msg = f"structural.neighbourhood must be odd, so that it has a centre, but it is {self.neighbourhood}."
+            raise ValueError(msg)
         if list(self.levels) != sorted(self.levels):
             msg = f"structural.levels must be in ascending order, finest first, but they are {self.levels}."
             raise ValueError(msg)

@@ -32,16 +32,19 @@ class StructuralBranch(nn.Module):
         (12, torch.Size([2, 1, 8, 8]))
     """
 
+    neighbourhood: int = 3  # default for .pt files of old versions, which stored none
+
     def __init__(self, channels: Sequence[int], config: StructuralConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()
         config = config or StructuralConfig()
         self.channels = tuple(channels)
+        self.neighbourhood = config.neighbourhood
         self.bank = MemoryBank(
             config.coreset_ratio,
             coreset_method=config.coreset_method,
             dtype=getattr(torch, config.bank_dtype),
             reduce_to=config.reduce_to,
-            whiten=_whitened(self.channels, config) if config.whiten else None,
+            whiten=self.channels if config.whiten else None,
             seed=seed,
             collect_bytes=int(config.collect_gb * 2**30),
         )
@@ -49,7 +52,7 @@ class StructuralBranch(nn.Module):
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Aggregate the levels into one embedding p(i, j) per patch.
 
-        Each map is averaged over 3x3 neighbourhoods; coarser maps are interpolated to the size of the finest.
+        Each map is averaged over neighbourhoods; coarser maps are interpolated to the size of the finest.
 
         Args:
             features: Maps ``[B, C_l, H_l, W_l]``, finest first.
@@ -64,7 +67,10 @@ class StructuralBranch(nn.Module):
             found = tuple(level.shape[1] for level in features)
             msg = f"The structural branch was made for maps of {self.channels} channels, but it got {found}."
             raise ValueError(msg)
-        return concatenated([functional.avg_pool2d(level, kernel_size=3, stride=1, padding=1) for level in features])
+        side = self.neighbourhood
+        if side > 1:
+            features = [functional.avg_pool2d(level, side, stride=1, padding=side // 2) for level in features]
+        return concatenated(features)
 
     @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
@@ -115,8 +121,3 @@ def concatenated(features: Sequence[Tensor]) -> Tensor:
     size = features[0].shape[-2:]
     coarse = [functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in features[1:]]
     return torch.cat([features[0], *coarse], dim=1).permute(0, 2, 3, 1)
-
-
-def _whitened(channels: Sequence[int], config: StructuralConfig) -> list[tuple[int, float]]:
-    """Channels and weight of each level; the weight is the side of its map relative to the finest map's."""
-    return [(count, 2.0 ** (config.levels[0] - level)) for count, level in zip(channels, config.levels, strict=True)]

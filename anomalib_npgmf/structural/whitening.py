@@ -11,23 +11,23 @@ SHRINKAGE = 1.0  # times the mean variance: added to every variance before white
 _ROWS = 4096
 
 
-def whitening(blocks: Sequence[Tensor], levels: Sequence[tuple[int, float]]) -> tuple[Tensor, Tensor]:
+def whitening(blocks: Sequence[Tensor], channels: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean of patch embeddings, and a linear map after which distances are (shrunk) Mahalanobis distances.
 
     In the features of a level a few directions hold most of the variance, and normal images vary along them. Whitening
     lets the others count as well. Each level is whitened by itself with the covariance ``C + v I``, v being the mean
-    variance of its channels, and then scaled so that its total variance is the square of its weight.
+    variance of its channels, and then scaled so that its total variance is one: all levels have the same weight.
 
     Args:
         blocks: Embeddings ``[n_i, d]``, which concatenate the levels.
-        levels: Channels and weight of each level; the channels add up to d.
+        channels: Channels of each level; they add up to d.
 
     Returns:
         Mean ``[d]`` and matrix ``[d, d]``, float32: ``(embedding - mean) @ matrix`` is whitened.
 
     Example:
         >>> points = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 0.1])
-        >>> mean, matrix = whitening([points], [(2, 1.0)])
+        >>> mean, matrix = whitening([points], [2])
         >>> variances = ((points - mean) @ matrix).var(dim=0)
         >>> round(variances.sum().item(), 3), bool(variances[0] / variances[1] < 10000 / 2)
         (1.0, True)
@@ -40,11 +40,11 @@ def whitening(blocks: Sequence[Tensor], levels: Sequence[tuple[int, float]]) -> 
         centred = chunk.float() - mean.float()
         squares += (centred.T @ centred).double()
     matrix, start = torch.zeros_like(squares), 0
-    for channels, weight in levels:
-        own = slice(start, start + channels)
+    for size in channels:
+        own = slice(start, start + size)
         variances, directions = torch.linalg.eigh(squares[own, own] / max(count - 1, 1))
         shrunk = variances.clamp_min(0) + SHRINKAGE * variances.mean().clamp_min(torch.finfo(torch.float32).tiny)
         total = (variances.clamp_min(0) / shrunk).sum().clamp_min(torch.finfo(torch.float32).eps)
-        matrix[own, own] = (directions * shrunk.rsqrt()) @ directions.T * (weight * total.rsqrt())
-        start += channels
+        matrix[own, own] = (directions * shrunk.rsqrt()) @ directions.T * total.rsqrt()
+        start += size
     return mean.float(), matrix.float()

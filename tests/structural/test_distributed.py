@@ -14,7 +14,7 @@ IMAGES = 7  # odd: a distributed sampler repeats one image to fill up
 OPTIONS: dict[str, dict[str, object]] = {
     "default": {},
     "half_reduced": {"dtype": torch.float16, "reduce_to": 8},
-    "whitened": {"whiten": [(20, 1.0), (12, 0.5)]},
+    "whitened": {"whiten": [20, 12]},
     "thinned": {"collect_bytes": 5 * 64 * 32 * 4},  # more than one process holds, less than both together
 }
 

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.structural import StructuralBranch, StructuralConfig
+from anomalib_npgmf.structural.model import concatenated
 
 
 def features(batch: int, seed: int = 0, size: int = 16) -> list[Tensor]:
@@ -35,6 +37,30 @@ def test_embedding_is_the_pooled_and_aligned_concatenation() -> None:
         0.75 * pooled[:, :, 2] + 0.25 * pooled[:, :, 3]
     ) @ torch.eye(8)[:, 2] * 0.25
     torch.testing.assert_close(patches[:, 5, 6, 8:], expected)
+
+
+@pytest.mark.parametrize("side", [1, 5])
+def test_neighbourhood_of_another_size(side: int) -> None:
+    """Mean of so many positions each way; of a single one the features themselves."""
+    fine, coarse = features(2)
+    patches = StructuralBranch([8, 12], StructuralConfig(neighbourhood=side)).embed([fine, coarse])
+    reach = side // 2
+    expected = fine[:, :, 5 - reach : 6 + reach, 7 - reach : 8 + reach].mean((2, 3))
+    torch.testing.assert_close(patches[:, 5, 7, :8], expected)
+    if side == 1:
+        torch.testing.assert_close(patches, concatenated([fine, coarse]))
+
+
+def test_a_neighbourhood_has_a_centre() -> None:
+    with pytest.raises(ValueError, match=r"structural\.neighbourhood must be odd, .* but it is 2"):
+        StructuralConfig(neighbourhood=2)
+
+
+def test_a_branch_of_before_averages() -> None:
+    """Files from before the setting hold no ``neighbourhood``."""
+    restored = pickle.loads(pickle.dumps(StructuralBranch([8, 12])))
+    del restored.__dict__["neighbourhood"]
+    assert torch.equal(restored.embed(features(2)), StructuralBranch([8, 12]).embed(features(2)))
 
 
 def test_map_is_low_on_normal_and_high_on_a_defect(branch: StructuralBranch) -> None:

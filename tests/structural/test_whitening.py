@@ -13,7 +13,7 @@ from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.structural.model import StructuralBranch
 from anomalib_npgmf.structural.whitening import SHRINKAGE, whitening
 
-LEVELS = ((3, 1.0), (2, 0.5))
+CHANNELS = (3, 2)
 
 
 def patches(images: int = 4, seed: int = 0) -> Tensor:
@@ -27,13 +27,13 @@ def by_hand(points: Tensor) -> np.ndarray:
     """The matrix from numpy: the inverse square root of each level's shrunk covariance, scaled."""
     values = points.double().numpy()
     result, start = np.zeros((5, 5)), 0
-    for channels, weight in LEVELS:
+    for channels in CHANNELS:
         own = slice(start, start + channels)
         covariance = np.cov(values[:, own].T)
         shrunk = covariance + SHRINKAGE * np.trace(covariance) / channels * np.eye(channels)
         variances, directions = np.linalg.eigh(shrunk)
         root = directions @ np.diag(variances**-0.5) @ directions.T
-        result[own, own] = weight * root / np.sqrt(np.trace(root @ covariance @ root))
+        result[own, own] = root / np.sqrt(np.trace(root @ covariance @ root))
         start += channels
     return result
 
@@ -41,16 +41,16 @@ def by_hand(points: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_matrix_equals_numpy(blocks: int) -> None:
     points = patches().flatten(0, 1)
-    mean, matrix = whitening(list(points.chunk(blocks)), LEVELS)
+    mean, matrix = whitening(list(points.chunk(blocks)), CHANNELS)
     torch.testing.assert_close(mean.double(), points.double().mean(dim=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(matrix.numpy(), by_hand(points), rtol=1e-3, atol=1e-6)
     spread = ((points - mean) @ matrix).var(dim=0)
     assert spread[:3].sum().item() == pytest.approx(1.0, rel=1e-4)
-    assert spread[3:].sum().item() == pytest.approx(0.25, rel=1e-4)
+    assert spread[3:].sum().item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_distances_equal_brute_force_in_whitened_space() -> None:
-    bank = MemoryBank(1.0, whiten=LEVELS)
+    bank = MemoryBank(1.0, whiten=CHANNELS)
     bank.append(patches())
     bank.finish()
     queries = patches(1, seed=5)[0]
@@ -63,7 +63,7 @@ def test_distances_equal_brute_force_in_whitened_space() -> None:
 def test_scale_of_a_level_does_not_matter() -> None:
     """Multiplying the features of a level changes nothing; without whitening it would."""
     scale = torch.tensor([1.0, 1.0, 1.0, 100.0, 100.0])
-    for whiten, same in ((LEVELS, True), (None, False)):
+    for whiten, same in ((CHANNELS, True), (None, False)):
         plain, scaled = MemoryBank(0.2, whiten=whiten), MemoryBank(0.2, whiten=whiten)
         plain.append(patches())
         scaled.append(patches() * scale)
@@ -76,13 +76,13 @@ def test_scale_of_a_level_does_not_matter() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.float16}, {"reduce_to": 3}])
 def test_state_restores_the_metric(options: dict[str, object]) -> None:
-    bank = MemoryBank(0.2, whiten=LEVELS, **options)  # type: ignore[arg-type]
+    bank = MemoryBank(0.2, whiten=CHANNELS, **options)  # type: ignore[arg-type]
     bank.append(patches())
     bank.finish()
     stored = io.BytesIO()
     torch.save(bank.state_dict(), stored)
     stored.seek(0)
-    fresh = MemoryBank(0.2, whiten=LEVELS, **options)  # type: ignore[arg-type]
+    fresh = MemoryBank(0.2, whiten=CHANNELS, **options)  # type: ignore[arg-type]
     fresh.load_state_dict(torch.load(stored, weights_only=True))
     queries = patches(1, seed=5)[0]
     assert torch.equal(fresh.search(queries), bank.search(queries))
@@ -99,14 +99,14 @@ def test_files_without_a_metric_still_load() -> None:
     assert torch.equal(fresh.search(patches()[0]), bank.search(patches()[0]))
 
 
-def test_coarser_levels_weigh_less() -> None:
+def test_the_branch_whitens_its_levels() -> None:
     branch = StructuralBranch([3, 2], StructuralConfig(levels=(3, 4), whiten=True))
-    assert branch.bank.whiten == [(3, 1.0), (2, 0.5)]
+    assert branch.bank.whiten == (3, 2)
     assert StructuralBranch([3, 2]).bank.whiten is None
 
 
 def test_constant_features_stay_finite() -> None:
-    bank = MemoryBank(0.5, whiten=LEVELS)
+    bank = MemoryBank(0.5, whiten=CHANNELS)
     bank.append(torch.ones(2, 10, 5))
     bank.finish()
     assert bank.search(torch.ones(3, 5)).tolist() == [0.0, 0.0, 0.0]
