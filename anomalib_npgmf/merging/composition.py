@@ -31,14 +31,14 @@ class CompositionMerger(nn.Module):
 
     Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
     larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C`` for the composition distance C. One standard deviation is subtracted because S is a maximum
-    over all pixels: normal images reach high values by chance, while damage exceeds them by far.
+    ``c = (C - mu_C) / sd_C`` for the composition distance C. One standard deviation is subtracted because s is a
+    maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
     The map answers another question, where the cause is: ``max(S', min(S', q) + 20 r min(max(g, 0), 6))`` for the
-    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. ``g = c' - max(s, 0)``
-    is by how much the composition's score exceeds the branches', c' being c of the histograms alone: regions do not say
-    what is too much. So the composition marks what is too much where the branches do not already account for the
-    anomaly; it never lowers what a branch marks and never hides it by the size of its score.
+    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. By the lead
+    ``g = c' - max(s, 0)`` the composition's score exceeds the branches', c' being c of the histograms alone: regions do
+    not say what is too much. So the composition marks what is too much, the more the surer it is, where the branches do
+    not account for the anomaly; it never lowers what a branch marks and never hides it by the size of its score.
 
     Attributes:
         mean: mu_S and mu_C.

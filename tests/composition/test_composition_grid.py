@@ -81,17 +81,22 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
 
 
 def test_map_is_the_surplus_of_each_patch_by_hand() -> None:
+    """Weighted by what its code contributes to the distance, relative to the largest contribution."""
     part = CodeHistograms([3], [3], (3,), books=2, grid=2, whiten=True)
     part.fit([torch.cat([_pair(1, 2, seed) for seed in range(30)])], torch.zeros(30, 3, 128, 128, dtype=torch.uint8))
     features, half = _pair(2, 2, 800), SIDE // 2
     memberships = part.codes[0](features)[0]
-    normal = part.variations[0].mean.view(2, 3, 2, 2).square() - 1e-4
+    variation = part.variations[0]
+    normal = variation.mean.view(2, 3, 2, 2).square() - 1e-4
+    vector = part.histogram(memberships[None])[0].flatten(1) - variation.mean
+    contributions = (vector * torch.einsum("rij,rj->ri", variation.precision, vector)).view(2, 3, 2, 2).clamp_min(0)
     expected = torch.zeros(SIDE, SIDE)
     for row in range(SIDE):
         for column in range(SIDE):
             y, x = row // half, column // half
             cell = memberships[:, :, y * half : (y + 1) * half, x * half : (x + 1) * half].mean((-2, -1))
             surplus = ((cell - normal[:, :, y, x].clamp_min(0)) / cell).nan_to_num(0).clamp(0, 1)
+            surplus = surplus * contributions[:, :, y, x] / contributions.max()
             expected[row, column] = (memberships[:, :, row, column] * surplus).sum(1).mean()
     assert expected.max() > 0.3
     torch.testing.assert_close(part([features], (SIDE, SIDE)).surplus[0, 0], expected, rtol=1e-3, atol=1e-3)

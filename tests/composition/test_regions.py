@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig, Explanation, RegionExplanation
+from anomalib_npgmf.composition.histogram import CodeHistograms
 from anomalib_npgmf.composition.regions import RegionBank, explain_region
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.host.moved import former_choices
@@ -167,14 +168,15 @@ def test_levels_are_read_by_whom_they_belong_to() -> None:
     assert CONFIG.read_levels == (3, 4, 5)
 
 
-def test_the_map_shows_the_finest_level() -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_map_shows_the_two_finest_levels(count: int) -> None:
     """A coarser level takes part in the distance, but its surplus would blur the map."""
-    levels = features(2, 5)
-    levels[0][1, :, :8, :8] += 6.0
-    two = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "levels": (3, 4), "region_levels": ()}))
-    one = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "region_levels": ()}))
-    torch.testing.assert_close(two(levels[:2], (32, 32)).anomaly_map, one(levels[:1], (32, 32)).anomaly_map)
-    assert not torch.allclose(two(levels[:2], (32, 32)).distance, one(levels[:1], (32, 32)).distance)
+    whole = CodeHistograms([3, 4, 5][-count:], CHANNELS[-count:], (3,), books=1)
+    whole.fit(features(12, 0)[-count:], torch.zeros(12, 3, 128, 128, dtype=torch.uint8))
+    with torch.no_grad():
+        before = whole(features(2, 5)[-count:], (32, 32))
+        before.evidence[-1].shares[1] += 1.0  # more surplus on level 5
+        assert torch.equal(whole._surplus(before.evidence, (32, 32)), before.surplus) == (count == 3)
 
 
 def test_preset_small_has_regions_and_plus_has_none() -> None:

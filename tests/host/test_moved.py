@@ -55,9 +55,10 @@ def test_pickled_composition_of_before() -> None:
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
     merger = model.model.merger.composition
     assert merger is not None
-    del merger._buffers["normal_level"]
+    del merger._buffers["normal_level"], merger._buffers["margins"]
     restored = pickle.loads(pickle.dumps(model))
     assert isinstance(restored, Npgmf)
+    assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 
 
@@ -68,18 +69,23 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
-    level = "model.merger.composition.normal_level"
-    del before[level]
+    added = [f"model.merger.composition.{name}" for name in ("normal_level", "margins")]
+    for name in added:
+        del before[name]
     rename_tensors(before)
     assert before.keys() == state.keys()
-    assert all(before[name] is value for name, value in state.items() if name != level)
+    assert all(before[name] is value for name, value in state.items() if name not in added)
+    assert before[added[1]].tolist() == [0.0, 0.25]
 
 
 def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None:
     merger = CompositionMerger()
+    merger.margins.copy_(torch.tensor([0.0, 0.25]))
     merger.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), normal_level=1.0)
-    branches, surplus, distance = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([9.0])
+    branches, surplus, distance = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([3.0])
     expected = merger(branches, surplus, distance, distance)
+    score = torch.maximum(branches.max() - 2.0, torch.tensor(3.0 - 2.0 - 0.25))  # mean 2, standard deviation 1
+    torch.testing.assert_close(expected.scores, score.view(1))
     assert (expected.maps > merger.of_branches(branches)).any()
     merger.normal_level.fill_(-torch.inf)
     found = merger(branches, surplus, distance, distance)
@@ -104,7 +110,9 @@ def of_before(preset: str) -> tuple[Npgmf, dict[str, Any]]:
     given = arguments_of(preset)
     former = {"dilations": "level", "rectify_embedding": False, "decoder_blocks": BLOCKS[preset]}
     torch.manual_seed(0)
-    model = Npgmf(**given | {"logical": given["logical"] | former, "structural": {"whiten": False}}).eval()
+    model = Npgmf(
+        **given | {"logical": given["logical"] | former, "structural": {"whiten": False, "neighbourhood": 3}}
+    ).eval()
     model.model.merger.calibrate({"logical": (1.0, 0.5)})
     metadata = {name: value for name, value in model.describe().items() if name != "configuration"}
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -15,7 +15,6 @@ from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import HEADER, Picture, heat_map, outline
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, dominant_part, maps_of, title_of
-from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import gaussian_blur
 
@@ -143,12 +142,13 @@ def test_which_branch_dominates_and_on_what_scale() -> None:
         "distance": torch.tensor([9.0, 9.0, 13.0]),
         "count_distance": torch.tensor([9.0, 9.0, 13.0]),
     }
-    # branches 10, 10 + 18 and 10 at their peaks, less 1; composition 7, 7 and 11, and then the margin less
+    # in sd: branches 9, 27 and 9 at their peaks, and one sd less; composition 7, 7 and 11
     assert dominant_part(merger, maps) == ["logical", "structural", "composition"]
     parts = merger.calibrated_maps(maps)
-    assert float(parts["composition"][0].max()) == 0
-    shown = 5 * (7 / 2**0.5 - COMPOSITION_MARGIN)
-    assert float(parts["composition"][1].max()) == pytest.approx(shown, rel=0.05)  # smoothing
+    assert float(parts["composition"][0].max()) == 0  # no surplus
+    assert float(parts["composition"][1].max()) == 0  # the branches score higher
+    shown = 20 * (11 / 2**0.5 - (9 / 2**0.5 - 1))
+    assert float(parts["composition"][2].max()) == pytest.approx(shown, rel=0.05)  # smoothing
     quiet = dict(maps, structural=torch.ones(3, 1, 64, 64), composition=torch.zeros(3, 1, 64, 64))
     torch.testing.assert_close(parts["logical"], merger(quiet).maps)  # alone, a part is the merged map
 

@@ -111,9 +111,9 @@ def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_the_larger_score_counts() -> None:
-    """Both in standard deviations above the mean normal score, the composition minus 0.25."""
+    """Both in standard deviations above the mean normal score, that of the branches minus one."""
     maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
-    for distance, expected in ((40.0, 2.0), (60.0, 3.75)):
+    for distance, expected in ((25.0, 1.0), (35.0, 1.5), (60.0, 4.0)):
         merged = composed()(maps | distances(torch.tensor([distance])))
         assert merged.scores.item() == pytest.approx(expected)
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 2.0))  # without surplus it adds nothing
@@ -125,8 +125,8 @@ def test_a_region_raises_the_score_and_leaves_the_map() -> None:
     merger, counted = composed(), torch.tensor([40.0])
     without = merger(maps | distances(counted))
     merged = merger(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})
-    assert merged.scores.item() == pytest.approx(5.75)
-    assert without.scores.item() == pytest.approx(1.75)
+    assert merged.scores.item() == pytest.approx(6.0)
+    assert without.scores.item() == pytest.approx(2.0)
     assert torch.equal(merged.maps, without.maps)
     assert torch.equal(
         merger.calibrated_maps(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})["composition"],
@@ -145,7 +145,8 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
     merged = merger(maps | distances(torch.tensor([distance]))).maps
     assert (merged >= branches - 1e-5).all()
-    shown = 5 * min(max((distance - 20) / 10 - 0.25, 0.0), 6.0) * maps["composition"]  # however large the distance
+    lead = (distance - 20) / 10 - max(branches.max().item() - 1, 0.0)
+    shown = 20 * min(max(lead, 0.0), 6.0) * maps["composition"]  # however large the distance
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
@@ -166,7 +167,7 @@ def test_the_level_that_most_normal_pixels_stay_below() -> None:
     merged = merger({"structural": planes, "composition": torch.zeros_like(planes)} | distances(values))
     peaks = branches.amax((1, 2, 3))
     assert peaks.mean().item() == pytest.approx(0, abs=1e-5)
-    assert (merged.scores >= peaks - 1e-5).all()
+    assert (merged.scores >= peaks - 1 - 1e-5).all()
 
 
 @pytest.mark.parametrize("composition", [False, True])
@@ -191,9 +192,7 @@ def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition
         assert torch.equal(merged.maps, branches)
     else:
         assert merger.composition.mean[0].item() == pytest.approx(peaks.mean().item(), rel=1e-5)
-        expected = torch.maximum(
-            merger.composition.of_branches(peaks), merger.composition.of_distance(maps["distance"])
-        )
+        expected = torch.maximum(merger.composition.of_peaks(peaks), merger.composition.of_distance(maps["distance"]))
         assert torch.equal(merged.scores, expected)
 
 
