@@ -1,4 +1,4 @@
-"""Ablation of whitening and of the memory bank of regions, on drawn images and on photographs.
+"""Ablation of averaging and whitening in the memory bank, and of the regions, on drawn images and on photographs.
 
     python studies/bank_study.py --root drawings --photographs FOLDER
 
@@ -10,7 +10,7 @@ category with a seed) that is in the results file is not measured again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,29 @@ from anomalib_npgmf.structural.model import concatenated
 
 LEVELS = (3, 4, 5)
 RATIO = PRESETS["small"].structural.coreset_ratio
-# levels, whether patches are averaged over 3 x 3, weight of each level in the whitened features (None: not whitened)
-BANKS: dict[str, tuple[tuple[int, ...], bool, tuple[float, ...] | None]] = {
-    "levels 3, 4": ((3, 4), True, None),
-    "levels 3, 4, whitened, weights 1 : 1": ((3, 4), True, (1.0, 1.0)),
-    "levels 3, 4, whitened, weights 1 : 1/2 (preset small)": ((3, 4), True, (1.0, 0.5)),
-    "levels 3, 4, whitened, weights 1 : 1/2, not averaged": ((3, 4), False, (1.0, 0.5)),
-    "levels 4, 5, not averaged, not whitened": ((4, 5), False, None),
-    "levels 4, 5, averaged, whitened, weights 1 : 1": ((4, 5), True, (1.0, 1.0)),
-    "levels 4, 5, not averaged, whitened, weights 1 : 1 (regions)": ((4, 5), False, (1.0, 1.0)),
-    "level 4, not averaged, whitened": ((4,), False, (1.0,)),
-    "level 5, not averaged, whitened": ((5,), False, (1.0,)),
+# levels, whether patches are averaged over 3 x 3, whether features are whitened
+BANKS: dict[str, tuple[tuple[int, ...], bool, bool]] = {
+    "levels 3, 4, averaged (PatchCore)": ((3, 4), True, False),
+    "levels 3, 4": ((3, 4), False, False),
+    "levels 3, 4, averaged, whitened": ((3, 4), True, True),
+    "levels 3, 4, whitened (preset small)": ((3, 4), False, True),
+    "level 3, whitened": ((3,), False, True),
+    "level 4, whitened": ((4,), False, True),
+    "levels 4, 5, whitened (regions)": ((4, 5), False, True),
 }
 SMALL = COMPOSITIONS["small"]
 COMPOSED = {
     "histograms of levels 3, 4": CompositionConfig(),
     "histograms of levels 3, 4, 5": CompositionConfig(levels=LEVELS),
 }
-MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
+MARGINS = (0.0, 0.5, 1.0)
 
 
-def bank_maps(
-    levels: Sequence[Tensor], train: Sequence[int], averaged: bool, weights: Iterable[float] | None
-) -> Tensor:
+def bank_maps(levels: Sequence[Tensor], train: Sequence[int], averaged: bool, whitened: bool) -> Tensor:
     """Distance [N, 1, h, w] of every patch of all images to the nearest in the bank of the training images."""
     if averaged:
         levels = [F.avg_pool2d(level, 3, 1, 1) for level in levels]
-    whiten = None if weights is None else [(len(level[0]), w) for level, w in zip(levels, weights, strict=True)]
+    whiten = [level.shape[1] for level in levels] if whitened else None
     bank, patches = MemoryBank(RATIO, whiten=whiten), concatenated(levels)
     bank.append(patches[list(train)].flatten(1, 2))
     bank.finish()
@@ -75,11 +71,10 @@ def composed(pictures: Pictures, config: CompositionConfig) -> CompositionBranch
 def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
     """Image AUROC of every variant by kind of anomaly; for banks also AU-sPRO."""
     found = {}
-    for name, (levels, averaged, weights) in BANKS.items():
-        raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, weights)
+    for name, (levels, averaged, whitened) in BANKS.items():
+        raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, whitened)
         shown = smoothed(raw, (256, 256))
         found[f"bank: {name}"] = scores(pictures.paths, shown.amax((1, 2, 3)), shown)
-        found[f"bank: {name}, score not smoothed"] = scores(pictures.paths, raw.amax((1, 2, 3)))
     for name, config in COMPOSED.items():
         distance = distances(pictures, composed(pictures, config))
         found[f"composition: {name}"] = scores(pictures.paths, distance)
@@ -99,7 +94,7 @@ def distances(pictures: Pictures, branch: CompositionBranch) -> Tensor:
 
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
-    args: argparse.Namespace = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories)
+    args: argparse.Namespace = options(__doc__, root=Path, photographs=Path, seeds=[100], categories=categories)
     backbone = Backbone(PRESETS["small"].backbone, LEVELS)
     backbone.load_weights(None)
 

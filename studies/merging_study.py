@@ -22,19 +22,23 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
-from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN, LARGEST_SCORE, SURPLUS_WEIGHT
+from anomalib_npgmf.composition.histogram import surplus_of
+from anomalib_npgmf.merging.composition import BRANCH_MARGIN, LARGEST_LEAD, SURPLUS_WEIGHT
 from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL
+from anomalib_npgmf.torch_model import NpgmfModel
 
 
 class Maps(NamedTuple):
     """Smoothed maps of N images: of both branches, and the surplus (codes that occur too often), [N, 1, H, W].
 
-    ``composition`` and ``counted`` are scores of the composition branch and of its histograms alone, no margin, [N].
+    ``plain`` is the surplus of the finest level, not weighted by contributions. ``composition`` and ``counted`` are
+    scores of the composition branch and of its histograms alone, [N].
     """
 
     logical: Tensor
     structural: Tensor
     surplus: Tensor
+    plain: Tensor
     composition: Tensor
     counted: Tensor
 
@@ -66,16 +70,28 @@ def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[
         kept = []
         for batch in loader:
             paths += [Path(path) for path in batch.image_path if not found]
-            maps = net.branch_maps(model.pre_processor(batch.image)).maps
-            surplus = merger.blur(merger.resize(maps["composition"]))
-            c, counted = (
-                merger.composition.of_distance(maps[name]) + COMPOSITION_MARGIN
-                for name in ("distance", "count_distance")
+            images = model.pre_processor(batch.image)
+            maps = net.branch_maps(images).maps
+            surplus, plain = (
+                merger.blur(merger.resize(shown)) for shown in (maps["composition"], plain_surplus(net, images))
             )
+            c, counted = (merger.composition.of_distance(maps[name]) for name in ("distance", "count_distance"))
             branches = (merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES)
-            kept.append(Maps(*branches, surplus, c, counted))
+            kept.append(Maps(*branches, surplus, plain, c, counted))
         found.append(Maps(*map(torch.cat, zip(*kept, strict=True))))
     return paths, found[0], found[1]
+
+
+def plain_surplus(net: NpgmfModel, images: Tensor) -> Tensor:
+    """Surplus of the finest level, not weighted by what codes contribute to the distance, [N, 1, H, W]."""
+    assert net.composition is not None
+    finest = net.features(images, ["composition"]).composition
+    shown = []
+    for part in net.composition.histograms:
+        evidence = part([finest[index] for index in range(len(net.composition.levels))], net.merger.size).evidence
+        pairs = [found for index, found in zip(part.inputs, evidence, strict=True) if index == 0]
+        shown.append(torch.stack([surplus_of(found, net.merger.size) for found in pairs]).mean(dim=0))
+    return torch.stack(shown).amax(dim=0)
 
 
 def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
@@ -87,7 +103,7 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         planes = [(of(maps) - peaks.mean()) / peaks.std() for maps in (test, normal)]
         return planes[0].amax((1, 2, 3)), planes[0], planes[1][..., ::4, ::4].flatten()
 
-    c, counted, r = test.composition, test.counted, test.surplus
+    c, counted = test.composition, test.counted
     s, plane, pixels = unit(lambda maps: maps.logical + 3 * maps.structural)
     branches = {
         "logical branch": unit(lambda maps: maps.logical),
@@ -96,29 +112,41 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         "maximum": unit(lambda maps: torch.maximum(maps.logical, maps.structural)),
     }
     found = {name: values[:2] for name, values in branches.items()} | {
-        "composition": (c, counted.view(-1, 1, 1, 1) * r)
+        "composition": (c, counted.view(-1, 1, 1, 1) * test.surplus)
     }
 
-    def marked(weight: float = SURPLUS_WEIGHT, cap: float = LARGEST_SCORE, level: float = NORMAL_LEVEL) -> Tensor:
-        shown = weight * (counted - COMPOSITION_MARGIN).clamp(0, cap).view(-1, 1, 1, 1) * r
-        return plane.maximum(plane.minimum(pixels.quantile(level)) + shown)
+    def marked(
+        weight: float = SURPLUS_WEIGHT,
+        cap: float = LARGEST_LEAD,
+        level: float = NORMAL_LEVEL,
+        surplus: Tensor = test.surplus,
+        over: Tensor | float | None = None,
+    ) -> Tensor:
+        lead = counted - ((s - BRANCH_MARGIN).relu() if over is None else over)
+        return plane.maximum(
+            plane.minimum(pixels.quantile(level)) + weight * lead.clamp(0, cap).view(-1, 1, 1, 1) * surplus
+        )
 
-    for margin in (0.0, 0.25, 0.5):
-        found[f"score: larger of eq. 11 and composition - {margin}"] = s.maximum(c - margin), marked()
-    found["score: larger of eq. 11 and histograms - 0.25"] = s.maximum(counted - 0.25), marked()
+    for margin in (0.0, 0.5, 1.0, 1.5, 2.0):
+        found[f"score: larger of eq. 11 - {margin} and composition"] = (s - margin).maximum(c), marked()
+    found["score: larger of eq. 11 and composition - 0.25"] = s.maximum(c - 0.25), marked()
+    found["score: larger of eq. 11 - 1.0 and histograms"] = (s - 1).maximum(counted), marked()
     for name in ("structural branch", "maximum"):
-        found[f"score: larger of {name} and composition - 0.25"] = branches[name][0].maximum(c - 0.25), marked()
+        found[f"score: larger of {name} - 1.0 and composition"] = (branches[name][0] - 1).maximum(c), marked()
     found["score: root of the sum of squares"] = (s.relu().square() + c.relu().square()).sqrt(), marked()
-    chosen = s.maximum(c - COMPOSITION_MARGIN)
-    found["map: larger of eq. 11 and score x surplus"] = chosen, plane.maximum(counted.view(-1, 1, 1, 1) * r)
+    chosen = (s - BRANCH_MARGIN).maximum(c)
     for name, plan in {
         "as in the model": {},
-        "weight 2": {"weight": 2.0},
+        "weight 5": {"weight": 5.0},
         "weight 10": {"weight": 10.0},
-        "scores up to 3": {"cap": 3.0},
-        "scores without bound": {"cap": torch.inf},
+        "weight 40": {"weight": 40.0},
+        "lead up to 3": {"cap": 3.0},
+        "lead without bound": {"cap": torch.inf},
+        "score of the composition for its lead": {"over": 0.0},
         "quantile 0.9": {"level": 0.9},
         "quantile 0.98": {"level": 0.98},
+        "surplus not weighted, weight 5": {"weight": 5.0, "surplus": test.plain},
+        "surplus not weighted, weight 20": {"surplus": test.plain},
     }.items():
         found[f"map: {name}"] = chosen, marked(**plan)
     return found

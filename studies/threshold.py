@@ -21,7 +21,7 @@ from _drawn import DEFAULTS, PHOTOGRAPHS, collect, long
 from merging_study import trained
 from torch import Tensor
 
-from anomalib_npgmf.merging.composition import COMPOSITION_MARGIN
+from anomalib_npgmf.merging.composition import BRANCH_MARGIN
 from anomalib_npgmf.merging.rule import BRANCHES
 from anomalib_npgmf.merging.threshold import deviations
 
@@ -74,9 +74,9 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
     total = count + len(own)
     centre = (count * mean + own.sum()) / total
     squares += ((own - own.mean()) ** 2).sum() + count * len(own) / total * (mean - own.mean()) ** 2
-    found["composition"] = (distance - centre) / (squares / (total - 1)).sqrt() - COMPOSITION_MARGIN
+    found["composition"] = (distance - centre) / (squares / (total - 1)).sqrt()
     score = (merged - merged[subset].mean()) / merged[subset].std()
-    found["merged"] = score.maximum(found["composition"])
+    found["merged"] = (score - BRANCH_MARGIN).maximum(found["composition"])
     return found
 
 

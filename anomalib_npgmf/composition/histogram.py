@@ -182,27 +182,37 @@ class CodeHistograms(nn.Module):
         largest = torch.stack([found.contributions.amax(dim=(1, 2, 3, 4)) for found in evidence]).amax(dim=0)
         largest = largest.clamp_min(_SMALLEST).view(-1, 1, 1, 1, 1)
         shown = [
-            self._of_patches(found, found.contributions.clamp_min(0) / largest, size)
+            surplus_of(found, size, found.contributions.clamp_min(0) / largest)
             for index, found in zip(self.inputs, evidence, strict=True)
             if index in levels
         ]
         return torch.stack(shown).mean(dim=0)
-
-    def _of_patches(self, found: Evidence, importance: Tensor, size: tuple[int, int]) -> Tensor:
-        """Surplus of each position for one pair of level and size, mean over the codebooks, [B, 1, *size]."""
-        memberships, shares, normal = found.memberships, found.shares, found.normal_shares
-        fraction = ((shares - normal) / shares.clamp_min(_EPSILON)).clamp(0, 1) * importance
-        rows, columns = (cell_means(side, self.grid, shares) for side in memberships.shape[-2:])
-        # Each patch reads its own cell; one on a border reads a mean of both.
-        fraction = (rows / rows.sum(dim=0)).T @ fraction @ (columns / columns.sum(dim=0))
-        patches = (memberships * fraction).sum(dim=2).mean(dim=1, keepdim=True)
-        return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
 
     def histogram(self, memberships: Tensor) -> Tensor:
         """Histograms [B, R, K, grid, grid], as square roots of shares, from memberships [B, R, K, H, W]."""
         height, width = memberships.shape[-2:]
         rows, columns = cell_means(height, self.grid, memberships), cell_means(width, self.grid, memberships)
         return (rows @ memberships @ columns.T + _EPSILON).sqrt()
+
+
+def surplus_of(found: Evidence, size: tuple[int, int], importance: Tensor | float = 1.0) -> Tensor:
+    """Surplus of each position for one pair of level and codebook size, mean over the codebooks.
+
+    Args:
+        found: Of the pair.
+        size: Height and width of the map.
+        importance: Factor of each code in each cell, [B, R, K, g, g].
+
+    Returns:
+        [B, 1, *size], in [0, 1].
+    """
+    memberships, shares = found.memberships, found.shares
+    fraction = ((shares - found.normal_shares) / shares.clamp_min(_EPSILON)).clamp(0, 1) * importance
+    rows, columns = (cell_means(side, shares.shape[-1], shares) for side in memberships.shape[-2:])
+    # Each patch reads its own cell; one on a border reads a mean of both.
+    fraction = (rows / rows.sum(dim=0)).T @ fraction @ (columns / columns.sum(dim=0))
+    patches = (memberships * fraction).sum(dim=2).mean(dim=1, keepdim=True)
+    return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
 
 
 def cell_means(side: int, grid: int, like: Tensor) -> Tensor:
