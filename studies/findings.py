@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 
 import pandas as pd
 from _common import RESULTS, ROOT, fill, load, table
-from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group, load_results
@@ -235,7 +234,6 @@ def main() -> None:
         "costs": costs(found),
         "networks": networks(found, priors),
         "codebooks": codebooks(priors),
-        "one model": table(one_model_rows(load("one_model")["cells"])),
         "merging": table(load("merging_study")["rows"]),
         "bank": table(load("bank_study")["rows"]),
         "threshold": thresholds(),
