@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
@@ -14,7 +15,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_npgmf.benchmark import tables
 from anomalib_npgmf.benchmark.record import hardware, read, resident, versions, write
@@ -27,10 +27,30 @@ RESULTS = ROOT / "studies" / "results"
 RENAMED = {
     "benchmarks/": "studies/",
     "growth.py build": "bank.py growth",
+    "growth.py search": "search.py indices",
+    "bank.py search": "search.py stored",
     "bank_accuracy.py": "bank.py accuracy",
     "efficiency.py": "latency.py presets",
     "latency.py --": "latency.py models --",
+    "gpu.py models": "latency.py gpu",
+    "gpu.py bank": "bank.py gpu",
 }
+# scripts that make the results files that are not called like their script
+MADE_BY = {
+    "coreset": "bank.py coreset",
+    "growth": "bank.py growth",
+    "growth_search": "search.py indices",
+    "efficiency": "latency.py presets",
+    "latency": "latency.py models",
+    "gpu": "latency.py gpu",
+    "gpu_bank": "bank.py gpu",
+    "bank_search": "search.py stored",
+    "bank_study": "bank_study.py",
+    **{f"bank_{part}": f"bank.py {part}" for part in ("build", "cover", "accuracy", "thinning")},
+    **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
+    **{name: f"{name}.py measure" for name in ("spro", "tries")},
+}
+SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
 Row = dict[str, Any]
 Call = Callable[[], object]
 
@@ -76,6 +96,20 @@ def load(name: str, folder: Path = RESULTS) -> Row:
     return read(path) if path.is_file() else {"rows": []}
 
 
+def measured(name: str, folder: Path = RESULTS) -> Row:
+    """Content of a results file that a report needs; without it, the program ends and says which command makes it."""
+    result = load(name, folder)
+    if not result["rows"]:
+        script = MADE_BY.get(name, f"{name}.py")
+        raise SystemExit(f"There is no {folder / name}.json; `python studies/{script}` makes it.")
+    return result
+
+
+def frame_of(name: str) -> pd.DataFrame:
+    """Rows of a results file that a report needs."""
+    return pd.DataFrame(measured(name)["rows"])
+
+
 def save(path: Path, rows: Sequence[Row], **extra: object) -> None:
     """Write rows with the present command, versions and hardware, and print them as a table."""
     # absolute paths mean nothing on another machine
@@ -116,9 +150,7 @@ def table(rows: Sequence[Row] | pd.DataFrame) -> str:
 
 def section(name: str, columns: Sequence[str] | None = None, note: str = "") -> str:
     """Table of a results file, with all columns or some, the note and `source`."""
-    result = load(name)
-    if not result["rows"]:
-        return "Not measured yet."
+    result = measured(name)
     frame = pd.DataFrame(result["rows"], dtype=object)
     shown = frame[columns or list(frame)].rename(columns=lambda column: column.replace("_", " "))
     return f"{table(shown)}\n\n{note}{source(result)}"
@@ -145,15 +177,38 @@ def take_turns(calls: Mapping[str, Call], seconds: float = 0.0, turns: int = 3, 
         for name, call in calls.items():
             wall, cpu = time.perf_counter(), time.process_time()
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             rows.append((name, turn, time.perf_counter() - wall, time.process_time() - cpu))
         turn += 1
     times = pd.DataFrame(rows, columns=["name", "turn", "wall", "cpu"])
     return times[times.turn >= 0].set_index(["name", "turn"])
 
 
-def measure(call: Call, repeats: int = 3, warmup: int = 1) -> dict[str, float]:
+def compared(calls: Mapping[str, Call], below: Mapping[str, list[str]], seconds: float) -> pd.DataFrame:
+    """Medians of calls that take turns, ``wall_s`` and ``cpu_s`` by name, and the number of ``turns``.
+
+    ``to_<label>_wall`` and ``to_<label>_cpu`` are medians of each turn's ratio to the sum of the calls that ``below``
+    names, if all of them are there.
+    """
+    times = take_turns(calls, seconds)
+    found = times.groupby("name", sort=False).median().add_suffix("_s")
+    for label, names in below.items():
+        for clock in ("wall", "cpu") if set(names) <= set(calls) else ():
+            turns: pd.DataFrame = times[clock].unstack("name")
+            found[f"to_{label}_{clock}"] = turns.div(turns[names].sum(axis="columns"), axis="index").median()
+    return found.assign(turns=times.groupby("name").size())
+
+
+def timed(call: Call, repeats: int = 3, warmup: int = 1) -> dict[str, float]:
     """Median ``wall_s`` and ``cpu_s`` of a call; CPU time hardly depends on what else the machine does."""
     return take_turns({"": call}, turns=repeats, warmup=warmup).median().add_suffix("_s").to_dict()
+
+
+def alone(function: Callable[..., Any], *arguments: object) -> Any:
+    """Result of a function that runs in a process of its own, whose memory holds nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @contextmanager
@@ -165,13 +220,6 @@ def peak_memory() -> Iterator[dict[str, float]]:
     yield found
     found["peak_bytes"] = resident("VmHWM")
     found["added_bytes"] = found["peak_bytes"] - before
-
-
-def gflops(call: Call) -> float:
-    """Floating-point operations of a call in 10^9; a multiplication and an addition count as two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops()) / 1e9
 
 
 def ready(preset: str, **changes: Any) -> NpgmfModel:
@@ -192,12 +240,6 @@ def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> 
     size = int(model.config.structural.coreset_ratio * images * len(patches))
     model.structural.bank.fill(torch.randn(size, patches.shape[1], device=device))
     return model
-
-
-def logical_map(model: Any, images: Tensor) -> object:
-    """Anomaly map of the logical branch from images, the pass of its encoder included."""
-    features = model.features(images, ["logical"]).logical
-    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
 
 
 def settle(network: nn.Module, images: Tensor) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import Row, load, measure, run_part, save, table, take_turns
+from _common import Row, load, run_part, save, table, take_turns, timed
 from _drawn import fit, scores
 from numpy.typing import NDArray
 
@@ -107,7 +107,7 @@ def formats(args: argparse.Namespace) -> None:
             row |= {column: values[source] for column, source in ACCURACY.items()}
             if first:
                 image = random_image(args.size)
-                seconds = measure(lambda run=run, image=image: run(image, "pred_score"), args.repeats, warmup=3)
+                seconds = timed(lambda run=run, image=image: run(image, "pred_score"), args.repeats, warmup=3)
                 row |= {"ms": 1000 * seconds["wall_s"], "cpu_ms": 1000 * seconds["cpu_s"]}
             rows.append(row)
     names = ("backbone", "size", "ratio", "train", "epochs", "test", "repeats")
