@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_npgmf.benchmark import tables
+from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.record import hardware, read, resident, versions, write
+from anomalib_npgmf.benchmark.results import Group, load_results
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
@@ -103,6 +105,15 @@ def measured(name: str, folder: Path = RESULTS) -> Row:
         script = MADE_BY.get(name, f"{name}.py")
         raise SystemExit(f"There is no {folder / name}.json; `python studies/{script}` makes it.")
     return result
+
+
+def records(name: str) -> list[Group]:
+    """Records of a plan by model and variant, of the ablation also those of former variants."""
+    path = ROOT / "configs" / "plans" / f"{name}.yaml"
+    if not (RESULTS / name).is_dir():
+        command = f"python -m anomalib_npgmf.benchmark run configs/plans/{name}.yaml --output studies/results/{name}"
+        raise SystemExit(f"There is no {RESULTS / name}; `{command}` makes it.")
+    return load_results(RESULTS / name, None if name == "ablation" else load_plan(path)).groups
 
 
 def frame_of(name: str) -> pd.DataFrame:

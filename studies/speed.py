@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, ROOT, SYNTHETIC, command_of, fill, frame_of, measured, section, table
+from _common import ROOT, SYNTHETIC, command_of, fill, frame_of, measured, records, section, table
 
-from anomalib_npgmf.benchmark.results import LOCO, load_results
+from anomalib_npgmf.benchmark.results import LOCO
 from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.structural import MemoryBank
 
@@ -74,7 +74,7 @@ def narrow() -> str:
     """Accuracy of the logical branch of preset ``fast`` against that of preset ``small``."""
     rows = []
     for what, (plan, variant, name) in NARROW.items():
-        (group,) = (g for g in load_results(RESULTS / plan).groups if (g.model, g.variant) == ("npgmf", variant))
+        (group,) = (g for g in records(plan) if (g.model, g.variant) == ("npgmf", variant))
         values = {metric: 100 * group.of_category(NARROW_ON, name, metric) for metric in LOCO}
         shown = {metric: spread(seeds, scale=1) for metric, seeds in values.items()}
         rows.append({"logical branch": what, "seeds": len(values[LOCO[0]])} | shown)

@@ -80,6 +80,10 @@ class Group:
         values = chosen.pivot(index="seed", columns="category", values="value")
         return values.reindex(index=self.seeds, columns=self.categories)
 
+    def values(self, name: str, metric: str, category: str | None = None) -> pd.Series[float]:
+        """Values of a map by seed: of a category, or else of the mean over all categories."""
+        return self.by_seed(name, metric) if category is None else self.of_category(category, name, metric)
+
     def of_category(self, category: str, name: str, metric: str) -> pd.Series[float]:
         """Values of a map in a category, by seed."""
         return self.pivot(name, metric)[category].dropna()
