@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from anomalib_npgmf.benchmark.origin import codebooks, costs, origin
-from anomalib_npgmf.benchmark.plan import Plan
+from anomalib_npgmf.benchmark.plan import Plan, key_of
 from anomalib_npgmf.benchmark.plots import Series, plot_bars, plot_curves
-from anomalib_npgmf.benchmark.record import key_of
 from anomalib_npgmf.benchmark.results import DEFECTS, MAPS, MERGED, Group, Results, difference, load_results
 from anomalib_npgmf.benchmark.tables import spread, table
 
@@ -129,7 +128,7 @@ def _group_sections(group: Group, prefix: str) -> list[str]:
     else:
         sections += [_table("map", means), _notes(group), *_differences(means, prefix), *_limits(group, prefix)]
     for category in group.measured_categories:
-        rows = {name: {m: group.of_category(category, name, m) for m in group.metrics} for name in group.maps}
+        rows = {name: {m: group.values(name, m, category) for m in group.metrics} for name in group.maps}
         sections += [f"### {prefix}{category}", _table("map", rows), *_defects(group, category)]
     if text := codebooks(group):
         sections += [f"## {prefix}Codebooks", text]

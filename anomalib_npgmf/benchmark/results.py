@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_npgmf.benchmark.plan import Plan
-from anomalib_npgmf.benchmark.record import Record, key_of, read
+from anomalib_npgmf.benchmark.plan import Plan, key_of
+from anomalib_npgmf.benchmark.record import Record, read
 
-# not imported from `evaluate`: a report needs neither torch nor anomalib
 MERGED = "merged"
 MAPS = {
     MERGED: "the merged map of the model",
@@ -134,7 +133,7 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
         group = Group(model, variant, cells["category"].unique().tolist(), cells["seed"].unique().tolist())
         results.groups.append(group)
         for category, seed in product(group.categories, group.seeds):
-            key = f"{group.model}/{group.variant}/{category}/seed{seed}"
+            key = key_of({"model": model, "variant": variant, "category": category, "seed": seed})
             record = found.get(key)
             if record is None:
                 results.missing.append(key)
