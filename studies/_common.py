@@ -7,14 +7,13 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from anomalib_npgmf.benchmark import tables
 from anomalib_npgmf.benchmark.plan import load_plan
@@ -52,7 +51,6 @@ MADE_BY = {
     **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
     **{name: f"{name}.py measure" for name in ("spro", "tries")},
 }
-SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
 Row = dict[str, Any]
 Call = Callable[[], object]
 
@@ -69,17 +67,12 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
     if parts:
         parser.add_argument("part", choices=parts)
     for name, default in ({"threads": 1, "out": RESULTS} | defaults).items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true")
-        elif isinstance(default, type):
-            parser.add_argument(flag, type=default)
-        elif isinstance(default, list):
-            parser.add_argument(
-                flag, type=type(([*default, ""])[0]), nargs="*", default=default, help="default: %(default)s"
-            )
+        known: Row = {} if isinstance(default, type) else {"default": default, "help": "default: %(default)s"}
+        if isinstance(default, list):
+            known |= {"nargs": "*", "type": type([*default, ""][0])}
         else:
-            parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
+            known["type"] = default if isinstance(default, type) else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", **known)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
     return parsed
@@ -251,39 +244,3 @@ def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> 
     size = int(model.config.structural.coreset_ratio * images * len(patches))
     model.structural.bank.fill(torch.randn(size, patches.shape[1], device=device))
     return model
-
-
-def settle(network: nn.Module, images: Tensor) -> None:
-    """Give every batch normalisation the statistics of the images, so that activations keep a natural scale."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    network(images)
-    for norm in norms:
-        norm.eval()
-
-
-def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
-    """Smooth random RGB images [count, 3, size, size]: noise of three scales, upsampled and added."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = (torch.randn(count, 3, cells, cells, generator=generator) for cells in (4, 16, 64))
-    return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
-
-
-def smooth_patches(indices: Iterable[int], side: int) -> Tensor:
-    """Spatially smooth patches of images [N, side², 1536], without running a network.
-
-    Each is a mixture of twelve parts, blended smoothly, with smooth variation in 32 directions on top: clusters with
-    soft borders and a low intrinsic dimension, as backbone features have.
-    """
-    fixed = torch.Generator().manual_seed(0)
-    parts, directions = torch.randn(12, 1536, generator=fixed), torch.randn(32, 1536, generator=fixed) / 4
-    found = []
-    for index in indices:
-        noise = torch.randn(1, 44, side // 8, side // 8, generator=torch.Generator().manual_seed(1 + index))
-        maps = nn.functional.interpolate(noise, scale_factor=8.0, mode="bicubic")
-        weights, variation = maps.flatten(2).transpose(1, 2).split([12, 32], dim=2)
-        found.append(((3 * weights).softmax(dim=2) @ parts + variation @ directions).relu())
-    return torch.cat(found)

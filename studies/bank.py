@@ -26,9 +26,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from _common import SYNTHETIC, Row, alone, peak_memory, run_part, save, smooth_patches, timed
+from _common import Row, alone, peak_memory, run_part, save, timed
 from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
 from lightning import seed_everything
+from search import SYNTHETIC, smooth_patches
 from torch import Tensor
 
 from anomalib_npgmf.benchmark.tables import spread

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from _common import Call, Row, compared, ready, run_part, save, settle, smooth_images, timed, with_bank
+from _common import Call, Row, compared, ready, run_part, save, timed, with_bank
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
@@ -38,6 +38,25 @@ from anomalib_npgmf.config import PRESETS
 SIZE, BANK, IMAGES = 256, 3584, 350
 PATCHCORE, RD, OURS = "PatchCore", "ReverseDistillation", "NPGMF"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def settle(network: nn.Module, images: Tensor) -> None:
+    """Give every batch normalisation the statistics of the images, so that activations keep a natural scale."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    network(images)
+    for norm in norms:
+        norm.eval()
+
+
+def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
+    """Smooth random RGB images [count, 3, size, size]: noise of three scales, upsampled and added."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = (torch.randn(count, 3, cells, cells, generator=generator) for cells in (4, 16, 64))
+    return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
 
 
 def reverse_distillation(backbone: str) -> ReverseDistillationModel:

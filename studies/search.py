@@ -12,12 +12,12 @@ import argparse
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from _common import SYNTHETIC, Row, run_part, save, smooth_patches, timed
-from torch import Tensor
+from _common import Row, run_part, save, timed
+from torch import Tensor, nn
 
 from anomalib_npgmf.structural import MemoryBank
 
@@ -27,7 +27,25 @@ STORED: dict[str, dict[str, Any]] = {
     "float32, 512 dims": {"reduce_to": 512},
     "float32, 256 dims": {"reduce_to": 256},
 }
+SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
 Search = Callable[[Tensor], Tensor]
+
+
+def smooth_patches(indices: Iterable[int], side: int) -> Tensor:
+    """Spatially smooth patches of images [N, side², 1536], without running a network.
+
+    Each is a mixture of twelve parts, blended smoothly, with smooth variation in 32 directions on top: clusters with
+    soft borders and a low intrinsic dimension, as backbone features have.
+    """
+    fixed = torch.Generator().manual_seed(0)
+    parts, directions = torch.randn(12, 1536, generator=fixed), torch.randn(32, 1536, generator=fixed) / 4
+    found = []
+    for index in indices:
+        noise = torch.randn(1, 44, side // 8, side // 8, generator=torch.Generator().manual_seed(1 + index))
+        maps = nn.functional.interpolate(noise, scale_factor=8.0, mode="bicubic")
+        weights, variation = maps.flatten(2).transpose(1, 2).split([12, 32], dim=2)
+        found.append(((3 * weights).softmax(dim=2) @ parts + variation @ directions).relu())
+    return torch.cat(found)
 
 
 def searched(find: Search, queries: Tensor, exact: Tensor, repeats: int) -> Row:
@@ -105,7 +123,7 @@ def openvino_search(bank: MemoryBank) -> Search:
     """Compile the search with OpenVINO in float32."""
     import openvino
 
-    class Module(torch.nn.Module):
+    class Module(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.bank = bank

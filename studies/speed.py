@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from _common import ROOT, SYNTHETIC, command_of, fill, frame_of, measured, records, section, table
+from _common import ROOT, command_of, fill, frame_of, measured, records, section, table
+from search import SYNTHETIC
 
 from anomalib_npgmf.benchmark.results import LOCO
 from anomalib_npgmf.benchmark.tables import spread

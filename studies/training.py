@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _common import Call, Row, compared, options, ready, save, settle, smooth_images
+from _common import Call, Row, compared, options, ready, save
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
-from latency import SIZE, reverse_distillation
+from latency import SIZE, reverse_distillation, settle, smooth_images
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.cache import FeatureCache
