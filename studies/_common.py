@@ -28,8 +28,7 @@ RESULTS = ROOT / "studies" / "results"
 RENAMED = {
     "benchmarks/": "studies/",
     "growth.py build": "bank.py growth",
-    "growth.py search": "search.py indices",
-    "bank.py search": "search.py stored",
+    "bank.py search": "bank_search.py",
     "bank_accuracy.py": "bank.py accuracy",
     "efficiency.py": "latency.py presets",
     "latency.py --": "latency.py models --",
@@ -40,13 +39,10 @@ RENAMED = {
 MADE_BY = {
     "coreset": "bank.py coreset",
     "growth": "bank.py growth",
-    "growth_search": "search.py indices",
     "efficiency": "latency.py presets",
     "latency": "latency.py models",
     "gpu": "latency.py gpu",
     "gpu_bank": "bank.py gpu",
-    "bank_search": "search.py stored",
-    "bank_study": "bank_study.py",
     **{f"bank_{part}": f"bank.py {part}" for part in ("build", "cover", "accuracy", "thinning")},
     **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
     **{name: f"{name}.py measure" for name in ("spro", "tries")},

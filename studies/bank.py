@@ -1,4 +1,4 @@
-"""Memory bank: time, memory and accuracy of coreset selection and build; its search is in search.py.
+"""Memory bank: time, memory and accuracy of coreset selection and build; its search: bank_search.py.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python studies/bank.py coreset  # the selection against anomalib's KCenterGreedy
     python studies/bank.py build     # 350 images of 4096 patches, the LOCO size of the paper
@@ -28,8 +28,8 @@ import pandas as pd
 import torch
 from _common import Row, alone, peak_memory, run_part, save, timed
 from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
+from bank_search import SYNTHETIC, smooth_patches
 from lightning import seed_everything
-from search import SYNTHETIC, smooth_patches
 from torch import Tensor
 
 from anomalib_npgmf.benchmark.tables import spread

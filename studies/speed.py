@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from _common import ROOT, command_of, fill, frame_of, measured, records, section, table
-from search import SYNTHETIC
+from bank_search import SYNTHETIC
 
 from anomalib_npgmf.benchmark.results import LOCO
 from anomalib_npgmf.benchmark.tables import spread
@@ -21,7 +21,6 @@ NARROW = {  # logical branch: plan, variant and map
 }
 BUILT = ["images", "patches", "bank", "collect_cpu_s", "select_cpu_s", "added_gb", "search_cpu_ms"]
 END = " at the end."
-SHARED = f"; {SYNTHETIC}. The machine was shared, so read the CPU times, not the wall times."
 
 
 def targets() -> str:
@@ -98,17 +97,8 @@ def growth() -> str:
     fits = dict.fromkeys(("collect_cpu_s", "select_cpu_s", "added_gb"), whole) | {"search_cpu_ms": logs}
     slopes = ", ".join(f"{column} {np.polyfit(f.images, f[column], 1)[0]:.2f}" for column, f in fits.items())
     note = f"Exponents against the number of images: {slopes}; those of building among the builds that thin nothing."
-    return section("growth", BUILT, f"{note}\n\n") + SHARED
-
-
-def search() -> str:
-    """Time of a search, and at which bank sizes each index needs at least 10 % less CPU time than torch."""
-    times = frame_of("growth_search").pivot_table("cpu_ms", "bank", "index", sort=False)
-    faster = times.lt(0.9 * times["torch"], axis="index").drop(columns="torch")
-    sizes = {name: ", ".join(f"{size:,}" for size in times.index[column]) for name, column in faster.items()}
-    sentences = "; ".join(f"{name} at {text or 'no'} patches" for name, text in sizes.items())
-    note = f"At least 10 % less CPU time than torch, among the sizes measured: {sentences}."
-    return section("growth_search", None, f"{note}\n\n") + SHARED
+    end = f"; {SYNTHETIC}. The machine was shared, so read the CPU times, not the wall times."
+    return section("growth", BUILT, f"{note}\n\n") + end
 
 
 def main() -> None:
@@ -122,7 +112,7 @@ def main() -> None:
         "training": section("training", training) + END,
     }
     fill(ROOT / "docs" / "speed.md", content)
-    fill(ROOT / "docs" / "large_banks.md", {"growth": growth(), "search": search()})
+    fill(ROOT / "docs" / "large_banks.md", {"growth": growth()})
     print(content["targets"])
 
 
