@@ -57,17 +57,21 @@ def coreset(args: argparse.Namespace) -> None:
     size = len(embedding) // 10
     rows: list[Row] = [{"method": "anomalib", "dtype": "float32", **k_center_greedy(embedding, size, args)}]
     for dtype, method in product((torch.float32, torch.float16), ("exact", "fast")):
-        stored, found = embedding.to(dtype), [torch.empty(0)]
-
-        def select(stored: Tensor = stored, method: str = method, found: list[Tensor] = found) -> None:
-            found[:] = [select_coreset(stored, size, method=method)]
-
+        stored = embedding.to(dtype)
         with peak_memory() as memory:
-            row: Row = {"method": method, "dtype": str(dtype)[6:], **timed(select, args.repeats, warmup=0)}
-        row |= {"covering_radius": covering_radius(embedding, found[0])}
+            seconds, chosen = selected(stored, size, method, args.repeats)
+        row: Row = {"method": method, "dtype": str(dtype)[6:], **seconds}
+        row |= {"covering_radius": covering_radius(embedding, chosen)}
         row |= {"added_memory": memory["added_bytes"] / stored.nbytes}
         rows.append(row | {f"speedup_{c}": rows[0][f"{c}_s"] / row[f"{c}_s"] for c in ("wall", "cpu")})
     save(args.out / "coreset.json", rows, features=SYNTHETIC, size=size)
+
+
+def selected(patches: Tensor, size: int, method: str, repeats: int) -> tuple[dict[str, float], Tensor]:
+    """Seconds of a selection, and the indices that it chose."""
+    found: list[Tensor] = []
+    seconds = timed(lambda: found.append(select_coreset(patches, size, method=method)), repeats, warmup=0)
+    return seconds, found[-1]
 
 
 def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> dict[str, float]:
@@ -151,18 +155,13 @@ def gpu(args: argparse.Namespace) -> None:
     patches = smooth_patches(range(args.images or 60), 32).flatten(0, 1)
     size = len(patches) // 10
     for device, mode in product(("cuda", "cpu"), ("fast", "exact")):
-        moved, found = patches.to(device), [torch.empty(0)]
-
-        def select(moved: Tensor = moved, mode: str = mode, found: list[Tensor] = found) -> None:
-            found[:] = [select_coreset(moved, size, method=mode)]
-
+        seconds, chosen = selected(patches.to(device), size, mode, repeats=1)
         row: Row = {"what": f"coreset, {mode}", "device": device, "patches": len(patches), "kept": size}
-        row |= {"s": timed(select, repeats=1, warmup=0)["wall_s"]}
-        rows.append(row | {"covering_radius": covering_radius(patches.cuda(), found[0].cuda())})
+        rows.append(row | {"s": seconds["wall_s"], "covering_radius": covering_radius(patches.cuda(), chosen.cuda())})
     points, queries = patches[:size].cuda(), patches[-16 * 1024 :].contiguous().cuda()
     norms = points.square().sum(1)
-    seconds = timed(lambda: nearest(queries, points, norms), args.repeats, warmup=3)["wall_s"]
-    rows.append({"what": "search", "device": "cuda", "patches": len(queries), "kept": size, "s": seconds})
+    seconds = timed(lambda: nearest(queries, points, norms), args.repeats, warmup=3)
+    rows.append({"what": "search", "device": "cuda", "patches": len(queries), "kept": size, "s": seconds["wall_s"]})
     save(args.out / "gpu_bank.json", rows, gpu=torch.cuda.get_device_name())
 
 
