@@ -1,4 +1,4 @@
-"""What the studies share: command line, results files, tables, times, memory, images and patches."""
+"""What the studies share: command line, results files, tables, times, memory and models."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 import torch
-from _common import Row, alone, load, peak_memory, run_part, save, table, timed
+from _common import Row, alone, measured, peak_memory, run_part, save, table, timed
 from anomalib.data import ImageBatch
 
 from anomalib_npgmf.metrics import SPRO, evaluate_loco
@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Print the cost of every run."""
-    result = load("spro", args.out)
+    result = measured("spro", args.out)
     heading = f"{result['images']} images of {result['size'][0]} x {result['size'][1]}"
     columns = {"evaluator": heading, "s": "s", "CPU s": "CPU s", "peak memory, MB": "peak memory, MB"}
     print(table(pd.DataFrame(result["rows"])[list(columns)].rename(columns=columns).round(1).astype(str)))
