@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 
 import pandas as pd
 from _common import ROOT, Row, fill, measured, records, table
+from one_model import table_rows as one_model_rows
 
 from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group
 from anomalib_npgmf.benchmark.tables import spread
@@ -206,6 +207,7 @@ def main() -> None:
         "costs": costs(found),
         "networks": networks({"EfficientNet-Lite0, logical branch at 256 px": found, "MobileNetV2, 128 px": priors}),
         "codebooks": codebooks(priors),
+        "one model": table(one_model_rows(measured("one_model")["cells"])),
         "threshold": table(thresholds),
         "merging": table(measured("merging_study")["rows"]),
         "bank": table(measured("bank_study")["rows"]),
