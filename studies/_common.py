@@ -1,23 +1,24 @@
-"""What the studies share: command line, results files, tables, times, memory, images and patches."""
+"""What the studies share: command line, results files, tables, times, memory and models."""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_npgmf.benchmark import tables
+from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.record import hardware, read, resident, versions, write
+from anomalib_npgmf.benchmark.results import Group, load_results
 from anomalib_npgmf.config import resolve
 from anomalib_npgmf.torch_model import NpgmfModel
 
@@ -27,9 +28,24 @@ RESULTS = ROOT / "studies" / "results"
 RENAMED = {
     "benchmarks/": "studies/",
     "growth.py build": "bank.py growth",
+    "bank.py search": "bank_search.py",
     "bank_accuracy.py": "bank.py accuracy",
     "efficiency.py": "latency.py presets",
     "latency.py --": "latency.py models --",
+    "gpu.py models": "latency.py gpu",
+    "gpu.py bank": "bank.py gpu",
+}
+# scripts that make the results files that are not called like their script
+MADE_BY = {
+    "coreset": "bank.py coreset",
+    "growth": "bank.py growth",
+    "efficiency": "latency.py presets",
+    "latency": "latency.py models",
+    "gpu": "latency.py gpu",
+    "gpu_bank": "bank.py gpu",
+    **{f"bank_{part}": f"bank.py {part}" for part in ("build", "cover", "accuracy", "thinning")},
+    **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
+    **{name: f"{name}.py measure" for name in ("spro", "tries")},
 }
 Row = dict[str, Any]
 Call = Callable[[], object]
@@ -47,17 +63,12 @@ def options(doc: str | None, *parts: str, **defaults: Any) -> argparse.Namespace
     if parts:
         parser.add_argument("part", choices=parts)
     for name, default in ({"threads": 1, "out": RESULTS} | defaults).items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true")
-        elif isinstance(default, type):
-            parser.add_argument(flag, type=default)
-        elif isinstance(default, list):
-            parser.add_argument(
-                flag, type=type(([*default, ""])[0]), nargs="*", default=default, help="default: %(default)s"
-            )
+        known: Row = {} if isinstance(default, type) else {"default": default, "help": "default: %(default)s"}
+        if isinstance(default, list):
+            known |= {"nargs": "*", "type": type([*default, ""][0])}
         else:
-            parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
+            known["type"] = default if isinstance(default, type) else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", **known)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
     return parsed
@@ -74,6 +85,29 @@ def load(name: str, folder: Path = RESULTS) -> Row:
     """Content of a results file; ``{"rows": []}`` if there is none yet."""
     path = folder / f"{name}.json"
     return read(path) if path.is_file() else {"rows": []}
+
+
+def measured(name: str, folder: Path = RESULTS) -> Row:
+    """Content of a results file that a report needs; without it, the program ends and says which command makes it."""
+    result = load(name, folder)
+    if not result["rows"]:
+        script = MADE_BY.get(name, f"{name}.py")
+        raise SystemExit(f"There is no {folder / name}.json; `python studies/{script}` makes it.")
+    return result
+
+
+def records(name: str) -> list[Group]:
+    """Records of a plan by model and variant, of the ablation also those of former variants."""
+    path = ROOT / "configs" / "plans" / f"{name}.yaml"
+    if not (RESULTS / name).is_dir():
+        command = f"python -m anomalib_npgmf.benchmark run configs/plans/{name}.yaml --output studies/results/{name}"
+        raise SystemExit(f"There is no {RESULTS / name}; `{command}` makes it.")
+    return load_results(RESULTS / name, None if name == "ablation" else load_plan(path)).groups
+
+
+def frame_of(name: str) -> pd.DataFrame:
+    """Rows of a results file that a report needs."""
+    return pd.DataFrame(measured(name)["rows"])
 
 
 def save(path: Path, rows: Sequence[Row], **extra: object) -> None:
@@ -116,9 +150,7 @@ def table(rows: Sequence[Row] | pd.DataFrame) -> str:
 
 def section(name: str, columns: Sequence[str] | None = None, note: str = "") -> str:
     """Table of a results file, with all columns or some, the note and `source`."""
-    result = load(name)
-    if not result["rows"]:
-        return "Not measured yet."
+    result = measured(name)
     frame = pd.DataFrame(result["rows"], dtype=object)
     shown = frame[columns or list(frame)].rename(columns=lambda column: column.replace("_", " "))
     return f"{table(shown)}\n\n{note}{source(result)}"
@@ -145,15 +177,38 @@ def take_turns(calls: Mapping[str, Call], seconds: float = 0.0, turns: int = 3, 
         for name, call in calls.items():
             wall, cpu = time.perf_counter(), time.process_time()
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             rows.append((name, turn, time.perf_counter() - wall, time.process_time() - cpu))
         turn += 1
     times = pd.DataFrame(rows, columns=["name", "turn", "wall", "cpu"])
     return times[times.turn >= 0].set_index(["name", "turn"])
 
 
-def measure(call: Call, repeats: int = 3, warmup: int = 1) -> dict[str, float]:
+def compared(calls: Mapping[str, Call], below: Mapping[str, list[str]], seconds: float) -> pd.DataFrame:
+    """Medians of calls that take turns, ``wall_s`` and ``cpu_s`` by name, and the number of ``turns``.
+
+    ``to_<label>_wall`` and ``to_<label>_cpu`` are medians of each turn's ratio to the sum of the calls that ``below``
+    names, if all of them are there.
+    """
+    times = take_turns(calls, seconds)
+    found = times.groupby("name", sort=False).median().add_suffix("_s")
+    for label, names in below.items():
+        for clock in ("wall", "cpu") if set(names) <= set(calls) else ():
+            turns: pd.DataFrame = times[clock].unstack("name")
+            found[f"to_{label}_{clock}"] = turns.div(turns[names].sum(axis="columns"), axis="index").median()
+    return found.assign(turns=times.groupby("name").size())
+
+
+def timed(call: Call, repeats: int = 3, warmup: int = 1) -> dict[str, float]:
     """Median ``wall_s`` and ``cpu_s`` of a call; CPU time hardly depends on what else the machine does."""
     return take_turns({"": call}, turns=repeats, warmup=warmup).median().add_suffix("_s").to_dict()
+
+
+def alone(function: Callable[..., Any], *arguments: object) -> Any:
+    """Result of a function that runs in a process of its own, whose memory holds nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @contextmanager
@@ -165,13 +220,6 @@ def peak_memory() -> Iterator[dict[str, float]]:
     yield found
     found["peak_bytes"] = resident("VmHWM")
     found["added_bytes"] = found["peak_bytes"] - before
-
-
-def gflops(call: Call) -> float:
-    """Floating-point operations of a call in 10^9; a multiplication and an addition count as two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops()) / 1e9
 
 
 def ready(preset: str, **changes: Any) -> NpgmfModel:
@@ -192,45 +240,3 @@ def with_bank(preset: str, images: int, device: str = "cpu", **changes: Any) -> 
     size = int(model.config.structural.coreset_ratio * images * len(patches))
     model.structural.bank.fill(torch.randn(size, patches.shape[1], device=device))
     return model
-
-
-def logical_map(model: Any, images: Tensor) -> object:
-    """Anomaly map of the logical branch from images, the pass of its encoder included."""
-    features = model.features(images, ["logical"]).logical
-    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
-
-
-def settle(network: nn.Module, images: Tensor) -> None:
-    """Give every batch normalisation the statistics of the images, so that activations keep a natural scale."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    network(images)
-    for norm in norms:
-        norm.eval()
-
-
-def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
-    """Smooth random RGB images [count, 3, size, size]: noise of three scales, upsampled and added."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = (torch.randn(count, 3, cells, cells, generator=generator) for cells in (4, 16, 64))
-    return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
-
-
-def smooth_patches(indices: Iterable[int], side: int) -> Tensor:
-    """Spatially smooth patches of images [N, side², 1536], without running a network.
-
-    Each is a mixture of twelve parts, blended smoothly, with smooth variation in 32 directions on top: clusters with
-    soft borders and a low intrinsic dimension, as backbone features have.
-    """
-    fixed = torch.Generator().manual_seed(0)
-    parts, directions = torch.randn(12, 1536, generator=fixed), torch.randn(32, 1536, generator=fixed) / 4
-    found = []
-    for index in indices:
-        noise = torch.randn(1, 44, side // 8, side // 8, generator=torch.Generator().manual_seed(1 + index))
-        maps = nn.functional.interpolate(noise, scale_factor=8.0, mode="bicubic")
-        weights, variation = maps.flatten(2).transpose(1, 2).split([12, 32], dim=2)
-        found.append(((3 * weights).softmax(dim=2) @ parts + variation @ directions).relu())
-    return torch.cat(found)

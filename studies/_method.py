@@ -13,6 +13,8 @@ NOTE = (
     "open or the code deviates, with the reason, what was measured, and the setting that changes it (an argument of "
     "`Npgmf`, or a field of its `logical` or `structural`). Sections are the paper's; code is in `anomalib_npgmf/`."
 )
+# by placeholder, the variant of `logical_study.py`
+LOGICAL = {"embedding": "256 px, rectified embedding", "dilations": "128 px, dilations by map"}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -27,29 +29,16 @@ def sentences(folder: Path) -> dict[str, str]:
     Args:
         folder: Folder of the results files.
     """
-    missing = "not measured"
+    found = dict.fromkeys((*LOGICAL, "thinning"), "not measured")
     logical = {row["variant"]: row for row in load("logical_study", folder)["rows"]}
-    found = {}
-    for name, variant in (
-        ("embedding", "256 px, rectified embedding"),
-        ("dilations", "128 px, dilations by map"),
-    ):
-        row = logical.get(variant)
-        found[name] = missing if row is None else f"measured at {variant[:6]}: {_gains(row)} (`logical_study.py`)"
-    thinned = load("bank_thinning", folder)["rows"]
-    found["thinning"] = missing
-    if thinned:
-        costs = [
-            f"{metric} {kind} {thinned[0][f'{metric} {kind}, thinned']}"
-            for metric in ("AUROC", "sPRO")
-            for kind in ("logical", "structural")
-        ]
-        found["thinning"] = f"measured at a ratio of 1 %: {', '.join(costs)} (`bank.py thinning`)"
+    for name, variant in LOGICAL.items():
+        if row := logical.get(variant):
+            gains = f"image AUROC {row['AUROC mean, gain']}, sPRO {row['sPRO mean, gain']}"
+            found[name] = f"measured at {variant[:6]}: {gains} (`logical_study.py`)"
+    for row in load("bank_thinning", folder)["rows"][:1]:
+        costs = ", ".join(f"{key.removesuffix(', thinned')} {row[key]}" for key in row if key.endswith(", thinned"))
+        found["thinning"] = f"measured at a ratio of 1 %: {costs} (`bank.py thinning`)"
     return found
-
-
-def _gains(row: dict[str, Any]) -> str:
-    return f"image AUROC {row['AUROC mean, gain']}, sPRO {row['sPRO mean, gain']}"
 
 
 def section(folder: Path) -> str:

@@ -1,10 +1,10 @@
-"""Memory bank: time, memory and accuracy of coreset selection, build and search.
+"""Memory bank: time, memory and accuracy of coreset selection and build; its search: bank_search.py.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python studies/bank.py coreset  # the selection against anomalib's KCenterGreedy
     python studies/bank.py build     # 350 images of 4096 patches, the LOCO size of the paper
     python studies/bank.py growth    # builds of more and more images of 256 patches, each in a process of its own
     python studies/bank.py cover     # covering radius after thinning every image, against that of one selection
-    python studies/bank.py search    # search in full, reduced and half banks, against anomalib's PatchCore
+    python studies/bank.py gpu       # the selection on a GPU and on the CPU, and the search on the GPU
     python studies/bank.py accuracy --weights mobilenetv2_100.pth --root drawings
     python studies/bank.py thinning --weights mobilenetv2_100.pth --root drawings --seeds 100
 
@@ -19,27 +19,24 @@ its memory from growing.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import pandas as pd
 import torch
-from _common import Row, measure, peak_memory, run_part, save, smooth_patches
+from _common import Row, alone, peak_memory, run_part, save, timed
 from _drawn import DEFAULTS, KINDS, SIZE, DrawnCategory, backbone_of, scores, smoothed
+from bank_search import SYNTHETIC, smooth_patches
 from lightning import seed_everything
 from torch import Tensor
 
 from anomalib_npgmf.benchmark.tables import spread
 from anomalib_npgmf.structural import MemoryBank, StructuralBranch, StructuralConfig, covering_radius, select_coreset
 from anomalib_npgmf.structural.collector import PatchCollector
+from anomalib_npgmf.structural.search import nearest
 
-SYNTHETIC = "spatially smooth synthetic patches, d = 1536"
-STORED: dict[str, dict[str, Any]] = {
-    "float16": {"dtype": torch.float16},
-    "float32, 512 dims": {"reduce_to": 512},
-    "float32, 256 dims": {"reduce_to": 256},
-}
 EXACT = "exact selection"
 VARIANTS: dict[str, dict[str, Any]] = {
     EXACT: {"coreset_method": "exact"},
@@ -49,6 +46,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fast selection, reduced to 21 components": {"reduce_to": 21},
 }
 COLUMNS = [f"{metric} {kind}" for metric in ("AUROC", "sPRO") for kind in KINDS]
+RATIOS = (0.01, 0.1)
+MEMORY = {"all patches": 64.0, "thinned": 0.0}  # GB that patches may take before images are thinned
+GROWTH = (50, 100, 200, 500, 1000, 2000)  # images
 
 
 def coreset(args: argparse.Namespace) -> None:
@@ -56,21 +56,22 @@ def coreset(args: argparse.Namespace) -> None:
     embedding = smooth_patches(range(args.images or 60), 32).flatten(0, 1)
     size = len(embedding) // 10
     rows: list[Row] = [{"method": "anomalib", "dtype": "float32", **k_center_greedy(embedding, size, args)}]
-    for dtype in (torch.float32, torch.float16):
+    for dtype, method in product((torch.float32, torch.float16), ("exact", "fast")):
         stored = embedding.to(dtype)
-        for method in ("exact", "fast"):
-            found: list[Tensor] = []
-
-            def select(stored: Tensor = stored, method: str = method, found: list[Tensor] = found) -> None:
-                found[:] = [select_coreset(stored, size, method=method)]
-
-            with peak_memory() as memory:
-                row: Row = {"method": method, "dtype": str(dtype)[6:], **measure(select, args.repeats, warmup=0)}
-            row["covering_radius"] = covering_radius(embedding, found[0])
-            rows.append(row | {"added_memory": memory["added_bytes"] / stored.nbytes})
-    for row in rows:
-        row |= {f"speedup_{clock}": rows[0][f"{clock}_s"] / row[f"{clock}_s"] for clock in ("wall", "cpu")}
+        with peak_memory() as memory:
+            seconds, chosen = selected(stored, size, method, args.repeats)
+        row: Row = {"method": method, "dtype": str(dtype)[6:], **seconds}
+        row |= {"covering_radius": covering_radius(embedding, chosen)}
+        row |= {"added_memory": memory["added_bytes"] / stored.nbytes}
+        rows.append(row | {f"speedup_{c}": rows[0][f"{c}_s"] / row[f"{c}_s"] for c in ("wall", "cpu")})
     save(args.out / "coreset.json", rows, features=SYNTHETIC, size=size)
+
+
+def selected(patches: Tensor, size: int, method: str, repeats: int) -> tuple[dict[str, float], Tensor]:
+    """Seconds of a selection, and the indices that it chose."""
+    found: list[Tensor] = []
+    seconds = timed(lambda: found.append(select_coreset(patches, size, method=method)), repeats, warmup=0)
+    return seconds, found[-1]
 
 
 def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> dict[str, float]:
@@ -83,8 +84,8 @@ def k_center_greedy(embedding: Tensor, size: int, args: argparse.Namespace) -> d
         sampler.coreset_size = count
         sampler.select_coreset_idxs()
 
-    start, steps = measure(lambda: run(2)), args.baseline_steps
-    partial = measure(lambda: run(2 + steps), repeats=1, warmup=0)
+    start, steps = timed(lambda: run(2)), args.baseline_steps
+    partial = timed(lambda: run(2 + steps), repeats=1, warmup=0)
     return {key: start[key] + (partial[key] - start[key]) * (size - 2) / steps for key in start}
 
 
@@ -110,7 +111,7 @@ def build_one(images: int, side: int, dtype: torch.dtype, threads: int) -> Row:
         "select_cpu_s": select,
         "peak_gb": memory["peak_bytes"] / 1e9,
         "added_gb": memory["added_bytes"] / 1e9,
-        "search_cpu_ms": 1e3 * measure(lambda: bank.search(queries), repeats=9)["cpu_s"],
+        "search_cpu_ms": 1e3 * timed(lambda: bank.search(queries), repeats=9)["cpu_s"],
     }
 
 
@@ -122,12 +123,10 @@ def build(args: argparse.Namespace) -> None:
 
 def growth(args: argparse.Namespace) -> None:
     """Build banks of growing size; the results file is written after each."""
-    rows = []
-    for images in (50, 100, 200, 500, 1000, 2000):
-        if images <= (args.images or images):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(build_one, (images, 16, torch.float32, args.threads)))
-            save(args.out / "growth.json", rows, features=SYNTHETIC)
+    rows: list[Row] = []
+    for images in (number for number in GROWTH if number <= (args.images or number)):
+        rows.append(alone(build_one, images, 16, torch.float32, args.threads))
+        save(args.out / "growth.json", rows, features=SYNTHETIC)
 
 
 def cover(args: argparse.Namespace) -> None:
@@ -150,36 +149,20 @@ def cover(args: argparse.Namespace) -> None:
     save(args.out / "bank_cover.json", rows, features=SYNTHETIC, patches=len(embedding))
 
 
-def search(args: argparse.Namespace) -> None:
-    """Compare latency and distances of the search with anomalib's PatchCore."""
-    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-
-    blocks = smooth_patches(range(args.images or 60), 32)
-    queries = blocks[-1]
+def gpu(args: argparse.Namespace) -> None:
+    """Selection on GPU and CPU from the same patches, and the search for the patches of 16 images."""
     rows: list[Row] = []
-    for ratio in (0.01, 0.1):
-        full = MemoryBank(ratio)
-        full.append(blocks[:-1])
-        full.finish()
-        patchcore = PatchcoreModel(layers=("layer1",), backbone="resnet18", pre_trained=False)
-        stored = patchcore.memory_bank = full.embeddings + full.center
-        searches: dict[str, Any] = {
-            "anomalib": lambda q, model=patchcore: model.nearest_neighbors(q, n_neighbors=1)[0],
-            "float32": full.search,
-        }
-        for name, change in STORED.items():
-            bank = MemoryBank(1.0, **change)
-            bank.fill(stored)
-            searches[name] = bank.search
-        exact = torch.cdist(queries, stored, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-        baseline = 0.0
-        for name, find in searches.items():
-            seconds = measure(lambda find=find: find(queries), args.repeats)
-            baseline = baseline or seconds["cpu_s"]
-            error = ((find(queries) - exact).abs() / exact).max()
-            row = {"bank": len(full), "queries": len(queries), "search": name, **seconds}
-            rows.append(row | {"ratio_cpu": seconds["cpu_s"] / baseline, "max_error": float(error)})
-    save(args.out / "bank_search.json", rows, features=SYNTHETIC)
+    patches = smooth_patches(range(args.images or 60), 32).flatten(0, 1)
+    size = len(patches) // 10
+    for device, mode in product(("cuda", "cpu"), ("fast", "exact")):
+        seconds, chosen = selected(patches.to(device), size, mode, repeats=1)
+        row: Row = {"what": f"coreset, {mode}", "device": device, "patches": len(patches), "kept": size}
+        rows.append(row | {"s": seconds["wall_s"], "covering_radius": covering_radius(patches.cuda(), chosen.cuda())})
+    points, queries = patches[:size].cuda(), patches[-16 * 1024 :].contiguous().cuda()
+    norms = points.square().sum(1)
+    seconds = timed(lambda: nearest(queries, points, norms), args.repeats, warmup=3)
+    rows.append({"what": "search", "device": "cuda", "patches": len(queries), "kept": size, "s": seconds["wall_s"]})
+    save(args.out / "gpu_bank.json", rows, gpu=torch.cuda.get_device_name())
 
 
 def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
@@ -194,15 +177,19 @@ def evaluate(cell: DrawnCategory, change: dict[str, Any]) -> dict[str, float]:
     return scores(cell.paths, maps.amax((1, 2, 3)), maps)
 
 
+def evaluated(args: argparse.Namespace, variants: Mapping[Any, dict[str, Any]]) -> pd.DataFrame:
+    """Metrics by variant, category and seed."""
+    backbone = backbone_of(args, (3, 4))
+    found = {}
+    for seed, category in product(args.seeds, args.categories):
+        cell = DrawnCategory(args.root, category, seed, backbone)
+        found |= {(name, category, seed): evaluate(cell, change) for name, change in variants.items()}
+    return pd.DataFrame.from_dict(found, orient="index")[COLUMNS].rename_axis(["bank", "category", "seed"])
+
+
 def accuracy(args: argparse.Namespace) -> None:
     """Accuracy of the fast selection and of smaller banks against the exact selection."""
-    backbone = backbone_of(args, (3, 4))
-    found: list[Row] = []
-    for seed in args.seeds:
-        for category in args.categories:
-            cell = DrawnCategory(args.root, category, seed, backbone)
-            found += [{"bank": name, "seed": seed} | evaluate(cell, change) for name, change in VARIANTS.items()]
-    means = pd.DataFrame(found).groupby(["bank", "seed"], sort=False)[COLUMNS].mean()
+    means = evaluated(args, VARIANTS).groupby(["bank", "seed"], sort=False).mean()
     rows = []
     for name in VARIANTS:
         row: Row = {"bank": name}
@@ -215,15 +202,12 @@ def accuracy(args: argparse.Namespace) -> None:
 
 def thinning(args: argparse.Namespace) -> None:
     """Accuracy lost if each image is first reduced to its own coreset, as where all patches exceed the memory."""
-    backbone = backbone_of(args, (3, 4))
-    cells = [DrawnCategory(args.root, category, seed, backbone) for seed in args.seeds for category in args.categories]
+    kinds = product(RATIOS, MEMORY.items())
+    variants = {f"{ratio}, {kept}": {"coreset_ratio": ratio, "collect_gb": gb} for ratio, (kept, gb) in kinds}
+    found = evaluated(args, variants)
     rows = []
-    for ratio in (0.01, 0.1):
-        change = {"coreset_ratio": ratio}
-        whole, thinned = (
-            pd.DataFrame([evaluate(cell, change | {"collect_gb": memory}) for cell in cells])[COLUMNS]
-            for memory in (64.0, 0.0)
-        )
+    for ratio in RATIOS:
+        whole, thinned = (found.loc[f"{ratio}, {kept}"] for kept in MEMORY)
         row: Row = {"coreset ratio": ratio, "kept of an image": max(0.25, 4 * ratio)}
         for column in COLUMNS:
             row[column] = spread(whole[column], scale=1)
@@ -235,7 +219,7 @@ def thinning(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def main() -> None:
     sizes = {"images": int, "repeats": 3, "baseline_steps": 200, "threads": 2, "seeds": [0, 1, 2]}
-    run_part(__doc__, coreset, build, growth, cover, search, accuracy, thinning, **DEFAULTS | sizes)
+    run_part(__doc__, coreset, build, growth, cover, gpu, accuracy, thinning, **DEFAULTS | sizes)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import Row, load, measure, run_part, save, table, take_turns
+from _common import Row, measured, run_part, save, table, take_turns, timed
 from _drawn import fit, scores
 from numpy.typing import NDArray
 
@@ -107,7 +107,7 @@ def formats(args: argparse.Namespace) -> None:
             row |= {column: values[source] for column, source in ACCURACY.items()}
             if first:
                 image = random_image(args.size)
-                seconds = measure(lambda run=run, image=image: run(image, "pred_score"), args.repeats, warmup=3)
+                seconds = timed(lambda run=run, image=image: run(image, "pred_score"), args.repeats, warmup=3)
                 row |= {"ms": 1000 * seconds["wall_s"], "cpu_ms": 1000 * seconds["cpu_s"]}
             rows.append(row)
     names = ("backbone", "size", "ratio", "train", "epochs", "test", "repeats")
@@ -145,12 +145,12 @@ def latency(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Print the tables: accuracy is a mean of categories, times are of one; the last row is PatchCore plus RD."""
-    rows = pd.DataFrame(load("export_formats", args.out)["rows"])
+    rows = pd.DataFrame(measured("export_formats", args.out)["rows"])
     columns = dict.fromkeys((*ACCURACY, "MB"), "mean") | dict.fromkeys(("ms", "cpu_ms"), "median")
     for kind, heading in (("formats", "format"), ("banks", "bank size")):
         means = rows[rows.table == kind].groupby("name", sort=False).agg(columns).round(1)
         print(table(means.rename_axis(heading).reset_index()), end="\n\n")
-    frame = pd.DataFrame(load("export_latency", args.out)["rows"]).set_index("model")
+    frame = pd.DataFrame(measured("export_latency", args.out)["rows"]).set_index("model")
     frame.loc[f"{PATCHCORE} + {RD}"] = frame.loc[[PATCHCORE, RD]].sum()
     shown = frame.round().astype(int)
     shown["CPU time / PatchCore"] = (frame.cpu_ms / frame.cpu_ms[PATCHCORE]).map("{:.2f}".format)

@@ -5,74 +5,24 @@ python studies/findings.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
 import pandas as pd
-from _common import RESULTS, ROOT, fill, load, table
+from _common import ROOT, Row, fill, measured, records, table
 from one_model import table_rows as one_model_rows
 
-from anomalib_npgmf.benchmark.plan import load_plan
-from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group, load_results
+from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group
 from anomalib_npgmf.benchmark.tables import spread
 
 METRICS = list(LOCO)
 AUROC, SPRO = METRICS[:3], METRICS[3:]
 MEANS = (AUROC[2], SPRO[2])
-Found = Mapping[str, pd.DataFrame]  # metrics of a map or variant, by category and seed
+Map = tuple[Group, str]  # records of a model, and the name of its map
+Found = Mapping[str, Map]
+Claim = tuple[str, str, str, Sequence[str]]  # claim, what is better, than what, metrics
 
-
-def groups(name: str) -> list[Group]:
-    """Records of a plan by model and variant; of the ablation also those of an earlier variant."""
-    plan = None if name == "ablation" else load_plan(ROOT / "configs" / "plans" / f"{name}.yaml")
-    return load_results(RESULTS / name, plan).groups
-
-
-def metrics(group: Group, name: str) -> pd.DataFrame:
-    """Metrics of a map by category and seed, in the plan's order."""
-    values = {metric: group.pivot(name, metric).unstack() for metric in METRICS}
-    return pd.DataFrame(values, dtype=float).dropna(how="all")
-
-
-def sources(*plans: str) -> dict[str, pd.DataFrame]:
-    """Metrics of what is compared, by category and seed: maps of the model, and variants of the ablation."""
-    found: dict[str, pd.DataFrame] = {}
-    for plan in plans:
-        for group in groups(plan):
-            if group.model == "npgmf" and plan == "ablation":
-                found[group.variant] = metrics(group, "merged")
-            elif group.model == "npgmf":
-                found |= {name: metrics(group, name) for name in group.maps}
-    return found
-
-
-def by_seed(values: pd.Series) -> pd.DataFrame:
-    """Values by category (row) and seed (column); a category that lacks a seed of another category is left out."""
-    return values.unstack("seed").dropna(axis="columns", how="all").dropna()
-
-
-def overall(values: pd.Series) -> pd.Series:
-    """Mean over the categories by seed."""
-    return values.unstack("seed").dropna(axis="columns").agg(fmean)
-
-
-def less(found: Found, first: str, second: str) -> list[str]:
-    """``first`` minus ``second`` for every metric: the mean over the categories that both have."""
-    return [spread(by_seed(column).agg(fmean), signed=True) for _, column in (found[first] - found[second]).items()]
-
-
-def verdict(values: Sequence[float]) -> str:
-    """Whether a claim is supported: every seed shows it, and their mean exceeds their standard deviation."""
-    if len(values) < 3:
-        return ""
-    clear = abs(fmean(values)) > stdev(values)
-    if clear and min(values) > 0:
-        return "yes"
-    return "no, the opposite" if clear and max(values) < 0 else "undecided"
-
-
-# claim, what is better, than what, metrics
-CLAIMS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+CLAIMS: tuple[Claim, ...] = (
     ("the structural branch sees structural anomalies better", "structural", "logical", (AUROC[1], SPRO[1])),
     ("the logical branch sees logical anomalies better", "logical", "structural", (AUROC[0], SPRO[0])),
     ("eq. 11 is better than the logical branch", "1:3", "logical", MEANS),
@@ -80,7 +30,7 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("weights 1:3 (logical : structural) are better than 3:1", "1:3", "3:1", MEANS[1:]),
     ("weights 1:3 are better than 1:1", "1:3", "1:1", MEANS[1:]),
 )
-PRIORS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+PRIORS: tuple[Claim, ...] = (
     ("a prior vector helps the baseline", "learned", "baseline", MEANS),
     ("codebooks help the baseline", "codebooks", "baseline", MEANS),
     ("codebooks help beside a prior vector", "logical", "learned", MEANS),
@@ -95,6 +45,7 @@ PARTS = {
     "composition": "composition",
     "eq. 11 and composition": "merged",
 }
+SINGLE = {text: name for text, name in PARTS.items() if name not in ("merged", "maximum")}
 CODES = {"without codebooks": "learned", "with codebooks": "logical", "trained on edited code maps": "edited_codes"}
 CODE_GAPS = {
     "with less without": ("logical", "learned"),
@@ -103,29 +54,63 @@ CODE_GAPS = {
 }
 
 
-def claims(found: Found, asked: Sequence[tuple[str, str, str, tuple[str, ...]]]) -> str:
+def maps_of(*plans: str) -> dict[str, Map]:
+    """What is compared: maps of the model, and variants of the ablation."""
+    found: dict[str, Map] = {}
+    for plan in plans:
+        for group in records(plan):
+            if group.model == "npgmf":
+                names = {group.variant: "merged"} if plan == "ablation" else {name: name for name in group.maps}
+                found |= {title: (group, name) for title, name in names.items()}
+    return found
+
+
+def cells(of: Map, metrics: Iterable[str], category: str | None = None) -> Row:
+    """Metrics of a map, of a category or else of the mean over categories."""
+    group, name = of
+    return {metric: spread(group.values(name, metric, category)) for metric in metrics}
+
+
+def gaps(found: Found, first: str, second: str, metric: str) -> pd.DataFrame:
+    """``first`` minus ``second`` by seed (row) and category; a category that lacks a seed of another is left out."""
+    one, other = (group.pivot(name, metric) for group, name in (found[first], found[second]))
+    return (one - other).dropna(how="all").dropna(axis="columns")
+
+
+def less(found: Found, first: str, second: str) -> Row:
+    """``first`` minus ``second`` for every metric: the mean over the categories that both have."""
+    return {m: spread(gaps(found, first, second, m).agg(fmean, axis="columns"), signed=True) for m in METRICS}
+
+
+def verdict(values: Sequence[float]) -> str:
+    """Whether a claim is supported: every seed shows it, and their mean exceeds their standard deviation."""
+    if len(values) < 3:
+        return ""
+    clear = abs(fmean(values)) > stdev(values)
+    if clear and min(values) > 0:
+        return "yes"
+    return "no, the opposite" if clear and max(values) < 0 else "undecided"
+
+
+def claims(found: Found, asked: Sequence[Claim]) -> str:
     """Claims of the paper, one comparison each."""
     rows = []
     for claim, first, second, metrics in asked:
         for metric in metrics:
-            gaps = by_seed((found[first] - found[second])[metric])
-            values = list(gaps.agg(fmean))
+            differences = gaps(found, first, second, metric)
+            values = list(differences.agg(fmean, axis="columns"))
             row = {"claim": claim, "metric": metric, "difference": spread(values, signed=True)}
-            row |= {"categories x seeds": " x ".join(map(str, gaps.shape)), "supported": verdict(values)}
+            row |= {"categories x seeds": "{1} x {0}".format(*differences.shape), "supported": verdict(values)}
             rows.append(row)
     return table(rows)
 
 
 def parts(found: Found, *, differences: bool = True) -> str:
     """Every part alone and merged, mean over categories."""
-    rows = [
-        {"map": text} | {metric: spread(overall(found[name][metric])) for metric in METRICS}
-        for text, name in PARTS.items()
-    ]
+    rows = [{"map": text} | cells(found[name], METRICS) for text, name in PARTS.items()]
     if differences:
-        for other in ("1:3", "structural"):
-            title = f"merged less {'eq. 11' if other == '1:3' else 'the structural branch'}"
-            rows.append({"map": title} | dict(zip(METRICS, less(found, "merged", other), strict=True)))
+        rows.append({"map": "merged less eq. 11"} | less(found, "merged", "1:3"))
+        rows.append({"map": "merged less the structural branch"} | less(found, "merged", "structural"))
     return table(rows)
 
 
@@ -133,32 +118,30 @@ def parts_by_category(found: Found, chosen: Sequence[str]) -> str:
     """The same per category: a metric on logical / structural anomalies."""
     rows = []
     for text, name in PARTS.items():
-        cells = found[name].groupby("category", sort=False)[list(chosen)].agg(spread)
-        rows.append({"map": text} | cells.agg(" / ".join, axis="columns").to_dict())
+        categories = found[name][0].measured_categories
+        rows.append({"map": text} | {c: " / ".join(cells(found[name], chosen, c).values()) for c in categories})
     return table(rows)
 
 
-def networks(found: Found, other: Found) -> str:
-    """Image AUROC of the branches with two networks; not of the merged map, which in ``other`` is of version 0.1."""
-    rows = []
-    for title, values in (("EfficientNet-Lite0, logical branch at 256 px", found), ("MobileNetV2, 128 px", other)):
-        for text, name in PARTS.items():
-            if name not in ("merged", "maximum"):
-                scores = {metric: spread(overall(values[name][metric])) for metric in AUROC}
-                rows.append({"network": title, "map": text} | scores)
+def networks(found: Mapping[str, Found]) -> str:
+    """Image AUROC of the branches by network; not of the merged map, which of MobileNetV2 is of version 0.1."""
+    rows = [
+        {"network": network, "map": text} | cells(maps[name], AUROC)
+        for network, maps in found.items()
+        for text, name in SINGLE.items()
+    ]
     return table(rows)
 
 
 def costs(found: Found) -> str:
     """The merged map minus the best single part of each category and metric, chosen by its mean over seeds."""
-    single = [name for name in PARTS.values() if name not in ("merged", "maximum")]
     rows = []
-    for category in found["merged"].index.unique("category"):
-        row: dict[str, str] = {"category": category}
+    for category in found["merged"][0].measured_categories:
+        row: Row = {"category": category}
         for metric in METRICS:
-            values = {name: found[name].loc[category][metric] for name in single}
-            best = max(single, key=lambda name: float(values[name].mean()))
-            gap = spread(found["merged"].loc[category][metric] - values[best], signed=True)
+            values = {name: found[name][0].values(found[name][1], metric, category) for name in PARTS.values()}
+            best = max(SINGLE.values(), key=lambda name: float(values[name].mean()))
+            gap = spread(values["merged"] - values[best], signed=True)
             row[metric] = f"{gap} ({'eq. 11' if best == '1:3' else best})"
         rows.append(row)
     return table(rows)
@@ -166,66 +149,55 @@ def costs(found: Found) -> str:
 
 def codebooks(found: Found) -> str:
     """The logical branch with, without and with edited codes, per category and over those that have them all."""
-    rows = []
-    for category in found["logical"].index.unique("category"):
-        for text, name in CODES.items():
-            if category in found[name].index.unique("category"):
-                cells = found[name].loc[category].agg(spread)
-                rows.append({"category": category, "logical branch": text} | cells.to_dict())
+    rows = [
+        {"category": category, "logical branch": text} | cells(found[name], METRICS, category)
+        for category in found["logical"][0].measured_categories
+        for text, name in CODES.items()
+        if category in found[name][0].measured_categories
+    ]
     for text, (first, second) in CODE_GAPS.items():
-        number = len(by_seed((found[first] - found[second])[AUROC[0]]))
-        row = {"category": f"mean of {number}", "logical branch": text}
-        rows.append(row | dict(zip(METRICS, less(found, first, second), strict=True)))
+        number = gaps(found, first, second, AUROC[0]).shape[1]
+        rows.append({"category": f"mean of {number}", "logical branch": text} | less(found, first, second))
     return table(rows)
 
 
 def models() -> str:
     """Every model of the plan, mean over categories."""
     rows = []
-    for group in groups("synthetic"):
-        means = {metric: group.by_seed("merged", metric) for metric in (*AUROC, SPRO[2])}
-        shown = {metric: spread(seeds) for metric, seeds in means.items()}
-        rows.append({"model": group.name, "seeds": len(means[AUROC[0]]) or ""} | shown)
+    for group in records("synthetic"):
+        seeds = len(group.values("merged", AUROC[0])) or ""
+        rows.append({"model": group.name, "seeds": seeds} | cells((group, "merged"), (*AUROC, SPRO[2])))
     return table(rows)
 
 
 def photographs() -> str:
     """Maps of the model and the baselines on the photographs, which have logical anomalies only."""
     rows = []
-    for group in groups("juice_bottle"):
+    for group in records("juice_bottle"):
         names = [name for name in ("logical", "structural", "1:3", "composition", "merged") if name in group.maps]
         for name in names:
             title = group.name if len(names) == 1 else f"{group.name}: {'eq. 11 (1:3)' if name == '1:3' else name}"
-            rows.append(
-                {"map": title} | {metric: spread(group.by_seed(name, metric)) for metric in (AUROC[0], SPRO[0])}
-            )
+            rows.append({"map": title} | cells((group, name), (AUROC[0], SPRO[0])))
     return table(rows)
 
 
-def damage() -> str:
-    """Parts and merged map on photographs of damaged things, with the cost of the training."""
+def damage(group: Group) -> str:
+    """Parts and merged map on photographs of damaged things, with the mean cost of a training."""
     rows = []
-    (group,) = groups("photographs")
     for category in group.measured_categories:
-        (record,) = (record for (name, _), record in group.records.items() if name == category)
         for title, name in (("structural", "structural"), ("eq. 11 (preset `small`)", "1:3"), ("merged", "merged")):
             row = {"category": category.removesuffix("_reduced"), "map": title}
-            row |= {metric: spread(group.of_category(category, name, metric)) for metric in PLAIN}
-            if name == "merged":
-                row["fit, s"] = f"{record['seconds']['fit']:.0f}"
-                row["peak memory, MiB"] = f"{record['peak_memory']['resident_mib']:.0f}"
-            rows.append(row)
+            rows.append(row | cells((group, name), PLAIN, category))
+        made = [record for (of, _), record in group.records.items() if of == category]
+        rows[-1]["fit, s"] = f"{fmean(record['seconds']['fit'] for record in made):.0f}"
+        rows[-1]["peak memory, MiB"] = f"{fmean(record['peak_memory']['resident_mib'] for record in made):.0f}"
     return table(rows)
-
-
-def thresholds() -> str:
-    """Every rule for the whole model, the model's own for each part."""
-    rows = load("threshold")["rows"]
-    return table([row for row in rows if row["part"] == "merged" or row["threshold"] == "1 in 100"])
 
 
 def main() -> None:
-    found, priors = sources("synthetic"), sources("mobilenet", "ablation")
+    found, priors = maps_of("synthetic"), maps_of("mobilenet", "ablation")
+    # of the thresholds every rule for the whole model, the model's own for each part
+    thresholds = [r for r in measured("threshold")["rows"] if r["part"] == "merged" or r["threshold"] == "1 in 100"]
     content = {
         "claims": claims(found, CLAIMS),
         "priors": claims(priors, PRIORS),
@@ -233,24 +205,19 @@ def main() -> None:
         "categories": parts_by_category(found, AUROC[:2]),
         "places": parts_by_category(found, SPRO[:2]),
         "costs": costs(found),
-        "networks": networks(found, priors),
+        "networks": networks({"EfficientNet-Lite0, logical branch at 256 px": found, "MobileNetV2, 128 px": priors}),
         "codebooks": codebooks(priors),
-        "one model": table(one_model_rows(load("one_model")["cells"])),
-        "merging": table(load("merging_study")["rows"]),
-        "bank": table(load("bank_study")["rows"]),
-        "threshold": thresholds(),
-        "composition": table(load("composition_study")["rows"]),
+        "one model": table(one_model_rows(measured("one_model")["cells"])),
+        "threshold": table(thresholds),
+        "merging": table(measured("merging_study")["rows"]),
+        "bank": table(measured("bank_study")["rows"]),
+        "composition": table(measured("composition_study")["rows"]),
     }
+    (photographed,) = records("photographs")
+    results = {"results": parts(found, differences=False), "models": models()}
+    results |= {"photographs": photographs(), "damage": damage(photographed)}
     fill(ROOT / "docs" / "findings.md", content)
-    fill(
-        ROOT / "README.md",
-        {
-            "results": parts(found, differences=False),
-            "models": models(),
-            "photographs": photographs(),
-            "damage": damage(),
-        },
-    )
+    fill(ROOT / "README.md", results)
 
 
 if __name__ == "__main__":

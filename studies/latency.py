@@ -1,13 +1,16 @@
-"""Cost of the model on a CPU: time, operations and parameters.
+"""Cost of the model: time, operations, parameters and memory.
 
     MALLOC_MMAP_THRESHOLD_=1000000 python studies/latency.py models    # against PatchCore and ReverseDistillation
     python studies/latency.py models --backbones resnet18 --batches 1 --seconds 5      # a quick try
     python studies/latency.py presets                                  # every preset, table VII of the paper
+    python studies/latency.py gpu --presets fast plus paper --threads 8 --repeats 20
 
 ``models``: preset ``fast`` and anomalib's models with the same backbone, image size and bank (3,584 patches are 1 % of
 350 images of 256 pixels). They take turns, for at least ``--seconds`` per backbone and batch size; every value is the
 median over the turns, every ratio the median of the turns' ratios. ``presets``: one image at a time, with the bank that
-the preset keeps of 350 images; a part's figures include the pass of its own network.
+the preset keeps of 350 images; a part's figures include the pass of its own network. ``gpu``: the same parts, in
+float32 (without TF32) and bfloat16, called from Python and as a CUDA graph; the median of ``--repeats`` calls, each of
+which waits for the GPU.
 
 Weights are random, which changes no cost. Images are smooth noise.
 """
@@ -15,35 +18,45 @@ Weights are random, which changes no cost. Images are smooth noise.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
 
-import pandas as pd
 import timm
 import torch
-from _common import (
-    Call,
-    Row,
-    gflops,
-    logical_map,
-    measure,
-    ready,
-    run_part,
-    save,
-    settle,
-    smooth_images,
-    take_turns,
-    with_bank,
-)
+from _common import Call, Row, compared, ready, run_part, save, timed, with_bank
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_npgmf.config import PRESETS
-from anomalib_npgmf.torch_model import NpgmfModel
 
 SIZE, BANK, IMAGES = 256, 3584, 350
 PATCHCORE, RD, OURS = "PatchCore", "ReverseDistillation", "NPGMF"
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def settle(network: nn.Module, images: Tensor) -> None:
+    """Give every batch normalisation the statistics of the images, so that activations keep a natural scale."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    network(images)
+    for norm in norms:
+        norm.eval()
+
+
+def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:
+    """Smooth random RGB images [count, 3, size, size]: noise of three scales, upsampled and added."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = (torch.randn(count, 3, cells, cells, generator=generator) for cells in (4, 16, 64))
+    return sum(nn.functional.interpolate(part, size=(size, size), mode="bicubic") for part in noise) / 3**0.5
 
 
 def reverse_distillation(backbone: str) -> ReverseDistillationModel:
@@ -86,40 +99,43 @@ def calls(found: dict[str, nn.Module], images: Tensor) -> dict[str, Call]:
     return {
         **{name: lambda model=model: model(images) for name, model in found.items()},
         "  encoder": lambda: ours.features(images),
-        "  logical branch": lambda: ours.logical.anomaly_map(
-            features.logical, ours.logical(features.logical, reconstruct=False)
-        ),
+        "  logical branch": lambda: logical_map(ours, features.logical),
         "  structural branch": lambda: ours.structural(features.structural),
         "  merging": lambda: ours.merge(maps),
     }
 
 
+def logical_map(model: Any, features: list[Tensor]) -> object:
+    """Anomaly map of the logical branch."""
+    return model.logical.anomaly_map(features, model.logical(features, reconstruct=False))
+
+
 def models(args: argparse.Namespace) -> None:
     """Measure every backbone and batch size; the results file is written after each."""
     rows: list[Row] = []
-    ratios: list[Row] = []
-    for backbone in args.backbones:
-        for batch in args.batches:
-            images = smooth_images(max(batch, BANK // (SIZE // 8) ** 2 + 1), SIZE)
-            found = built(backbone, images)
-            todo = calls(found, images[:batch])
-            times = take_turns(todo, args.seconds)
-            medians = 1e3 * times.groupby("name", sort=False).median()
-            flops = {name: gflops(call) / batch for name, call in todo.items()}
-            for name in todo:
-                row: Row = {"backbone": backbone, "batch": batch, "what": name}
-                row |= medians.loc[name].add_suffix("_ms").to_dict()
-                row |= {"gflop_per_image": flops[name], "parameters_m": millions(found[name]) if name in found else ""}
-                rows.append(row | {"turns": len(times.loc[name])})
-            ratio: Row = {"backbone": backbone, "batch": batch, "bank": BANK}
-            for what, below in (("patchcore", [PATCHCORE]), ("both", [PATCHCORE, RD])):
-                if set(below) <= set(found):
-                    for clock in ("wall", "cpu"):
-                        turns: pd.DataFrame = times[clock].unstack("name")
-                        ratio[f"to_{what}_{clock}"] = (turns[OURS] / turns[below].sum(axis=1)).median()
-            bank: Any = found[OURS].structural
-            ratios.append(ratio | {"bank_mb": bank.bank.embeddings.nbytes / 1e6})
-            save(args.out / "latency.json", rows, ratios=ratios, images="smooth noise", size=SIZE)
+    for backbone, batch in product(args.backbones, args.batches):
+        images = smooth_images(max(batch, BANK // (SIZE // 8) ** 2 + 1), SIZE)
+        found = built(backbone, images)
+        todo = calls(found, images[:batch])
+        below = {"patchcore": [PATCHCORE], "both": [PATCHCORE, RD]}
+        for name, times in compared(todo, below, args.seconds).to_dict("index").items():
+            row: Row = {"backbone": backbone, "batch": batch, "what": name}
+            row |= {f"{clock}_ms": 1e3 * times[f"{clock}_s"] for clock in ("wall", "cpu")}
+            row |= {"gflop_per_image": gflops(todo[name]) / batch}
+            row |= {"parameters_m": millions(found[name]) if name in found else "", "turns": times["turns"]}
+            if name == OURS:
+                row |= {key: value for key, value in times.items() if key.startswith("to_")}
+                bank: Any = found[OURS].structural
+                row |= {"bank": BANK, "bank_mb": bank.bank.embeddings.nbytes / 1e6}
+            rows.append(row)
+        save(args.out / "latency.json", rows, images="smooth noise", size=SIZE)
+
+
+def gflops(call: Call) -> float:
+    """Floating-point operations of a call in 10^9; a multiplication and an addition count as two."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops()) / 1e9
 
 
 def millions(*modules: nn.Module) -> float:
@@ -127,27 +143,38 @@ def millions(*modules: nn.Module) -> float:
     return sum(p.numel() for p in {p for module in modules for p in module.parameters()}) / 1e6
 
 
-def preset_parts(model: NpgmfModel, image: Tensor) -> dict[str, tuple[Call, tuple[Any, ...]]]:
-    """Call that computes each branch or the whole model, and the modules that it needs."""
-    structural: Any = model.structural
-    composition: Any = model.composition
-    encoder = model.structural_encoder or model.encoder
-    parts: dict[str, tuple[Call, tuple[Any, ...]]] = {
-        "logical branch": (
-            lambda: logical_map(model, image),
+class Part(NamedTuple):
+    """A part of the model with the pass of its network: the call, the modules that it needs, the size of its images."""
+
+    call: Callable[[Tensor], object]
+    modules: tuple[Any, ...]
+    size: tuple[int, int]
+
+
+def parts(model: Any) -> dict[str, Part]:
+    """Each branch, and the whole model."""
+    config, encoder = model.config, model.structural_encoder or model.encoder
+
+    def read_out(images: Tensor) -> object:
+        return model.composition(model.features(images, ["composition"]).composition, model.merger.size)
+
+    found = {
+        "logical branch": Part(
+            lambda images: logical_map(model, model.features(images, ["logical"]).logical),
             (model.encoder, model.logical),
+            config.logical_image_size,
         ),
-        "structural branch": (
-            lambda: structural(model.features(image, ["structural"]).structural),
-            (encoder, structural),
+        "structural branch": Part(
+            lambda images: model.structural(model.features(images, ["structural"]).structural),
+            (encoder, model.structural),
+            config.structural_image_size,
         ),
     }
-    if composition is not None:
-        parts["composition read-out"] = (
-            lambda: composition(model.features(image, ["composition"]).composition, model.merger.size),
-            (encoder, composition),
-        )
-    return parts | {"whole model": (lambda: model(image), (model,))}
+    if model.composition is not None:
+        found["composition read-out"] = Part(read_out, (encoder, model.composition), config.structural_image_size)
+    # `forward` first checks that the model was trained, which no CUDA graph can
+    whole = Part(lambda images: model.merge(model.branch_maps(images).maps), (model,), config.structural_image_size)
+    return found | {"whole model": whole}
 
 
 def presets(args: argparse.Namespace) -> None:
@@ -157,20 +184,55 @@ def presets(args: argparse.Namespace) -> None:
         model = with_bank(preset, IMAGES)
         image = torch.randn(1, 3, *model.config.image_size)
         assert model.structural is not None
-        size = len(model.structural.bank)
-        for name, (call, modules) in preset_parts(model, image).items():
-            seconds = measure(call, args.repeats)
-            seen = model.config.logical_image_size if name == "logical branch" else model.config.structural_image_size
-            row: Row = {"preset": preset, "what": name, "image_size": max(seen), "gflop": gflops(call)}
-            row |= {"parameters_m": millions(*modules), "cpu_ms": 1e3 * seconds["cpu_s"]}
-            rows.append(row | {"bank_patches": size if name in ("structural branch", "whole model") else ""})
+        for name, part in parts(model).items():
+            row: Row = {"preset": preset, "what": name, "image_size": max(part.size)}
+            call = partial(part.call, image)
+            row |= {"gflop": gflops(call), "parameters_m": millions(*part.modules)}
+            row["cpu_ms"] = 1e3 * timed(call, args.repeats)["cpu_s"]
+            with_search = name in ("structural branch", "whole model")
+            rows.append(row | {"bank_patches": len(model.structural.bank) if with_search else ""})
         save(args.out / "efficiency.json", rows)
+
+
+def captured(call: Call) -> Call:
+    """The call as a CUDA graph: its kernels start without Python."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def gpu(args: argparse.Namespace) -> None:
+    """Measure every preset on a GPU; the results file is written after each."""
+    ways: dict[str, Callable[[Call], Call]] = {"": lambda call: call, "CUDA graph": captured}
+    rows: list[Row] = []
+    for preset in args.presets:
+        model = with_bank(preset, IMAGES, "cuda")
+        cases = product(PRECISIONS.items(), ways.items(), parts(model).items(), args.batches)
+        for (precision, dtype), (way, prepare), (what, part), batch in cases:
+            call = partial(part.call, torch.randn(batch, 3, *model.config.image_size, device="cuda"))
+            row: Row = {"preset": preset, "what": what, "precision": precision, "way": way, "batch": batch}
+            row |= {"image_size": max(model.config.image_size), "gflop_per_image": gflops(call) / batch}
+            # weights that autocast keeps would outlive the graph that made them
+            with torch.autocast("cuda", dtype, cache_enabled=False) if dtype else nullcontext():
+                ready_call = prepare(call)
+                torch.cuda.reset_peak_memory_stats()
+                row["ms"] = 1e3 * timed(ready_call, args.repeats, warmup=2)["wall_s"]
+            row |= {"peak_mb": torch.cuda.max_memory_allocated() / 1e6, "images_per_s": 1e3 * batch / row["ms"]}
+            rows.append(row)
+        save(args.out / "gpu.json", rows, gpu=torch.cuda.get_device_name())
 
 
 @torch.no_grad()
 def main() -> None:
     lists = {"backbones": ["wide_resnet50_2", "resnet18", "mobilenetv2_100"], "presets": list(PRESETS)}
-    run_part(__doc__, models, presets, **lists, batches=[1, 16], seconds=15.0, repeats=5, threads=2)
+    run_part(__doc__, models, presets, gpu, **lists, batches=[1, 16], seconds=15.0, repeats=5, threads=2)
 
 
 if __name__ == "__main__":

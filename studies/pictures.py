@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from _common import ROOT, options
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 from anomalib_npgmf import Npgmf, SyntheticLOCO
 from anomalib_npgmf.benchmark.plan import load_plan
 from anomalib_npgmf.benchmark.weights import insert_files, parse_weights
-from anomalib_npgmf.host.drawing import Picture, heat_map, outline, to_rgb
+from anomalib_npgmf.host.drawing import Picture, heat_map, outline, resized, to_rgb
 from anomalib_npgmf.host.visualizer import dominant_part
 from anomalib_npgmf.metrics.ground_truth import kind_of
 
@@ -65,12 +64,11 @@ def rows_of(model: Npgmf, data: SyntheticLOCO) -> list[Row]:
         maps = net.merger.calibrated_maps(found.maps) | {"merged": merged.anomaly_map}
         parts = dominant_part(net.merger, found.maps)
         for index, path in enumerate(batch.image_path):
-            image = to_rgb(images[index], net.mean, net.std)
-            image = np.asarray(cv2.resize(image, (PANEL, PANEL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+            image = resized(to_rgb(images[index], net.mean, net.std), (PANEL, PANEL))
             pictures = {"image": image, "ground truth": outline(image, batch.gt_mask[index].squeeze().bool().numpy())}
             for name, part in maps.items():
                 plane = post._normalize(part[index].squeeze(), post.pixel_min, post.pixel_max, post.pixel_threshold)
-                pictures[f"{name} map"] = heat_map(image, cv2.resize(plane.numpy(), (PANEL, PANEL)))
+                pictures[f"{name} map"] = heat_map(image, plane.numpy())
             assert found.reconstruction is not None
             pictures["what normal\nwould look like"] = to_rgb(found.reconstruction[index], net.mean, net.std)
             rows.append(Row(str(kind_of(Path(path))), float(scores[index]), parts[index], pictures))

@@ -1,119 +1,118 @@
-"""Rewrite the tables of docs/speed.md from the results files; a value that was not measured stays empty.
+"""Rewrite the tables of docs/speed.md and docs/large_banks.md from the results files.
 
 python studies/speed.py
 """
 
 from __future__ import annotations
 
-from statistics import median
+import numpy as np
+import pandas as pd
+from _common import ROOT, command_of, fill, frame_of, measured, records, section, table
+from bank_search import SYNTHETIC
 
-from _common import RESULTS, ROOT, Row, command_of, fill, load, section, table
-
-from anomalib_npgmf.benchmark.results import LOCO, load_results
+from anomalib_npgmf.benchmark.results import LOCO
 from anomalib_npgmf.benchmark.tables import spread
+from anomalib_npgmf.structural import MemoryBank
 
 NARROW_ON = "filled_vials"  # the category where the logical branch is what finds the anomalies
-CLOCKS = ("wall", "cpu")
+NARROW = {  # logical branch: plan, variant and map
+    "full width, levels 3 to 5 scored": ("mobilenet", "default", "logical"),
+    "at most 24 channels, levels 2 to 4 used and scored": ("ablation", "narrow_levels", "merged"),
+}
+BUILT = ["images", "patches", "bank", "collect_cpu_s", "select_cpu_s", "added_gb", "search_cpu_ms"]
 END = " at the end."
-
-
-def pick(name: str, columns: str | list[str], rows: str = "rows", **where: object) -> list[float]:
-    """Values of the columns in the first row that fits ``where``; what was not measured is left out."""
-    for row in load(name).get(rows, []):
-        if all(row.get(key) == value for key, value in where.items()):
-            found = (row.get(column) for column in ([columns] if isinstance(columns, str) else columns))
-            return [value for value in found if value is not None]
-    return []
 
 
 def targets() -> str:
     """Every ratio with its target; two values are wall time and CPU time."""
-    rows: list[Row] = []
+    rows: list[dict[str, str]] = []
 
-    def add(what: str, target: str, values: list[float]) -> None:
-        rows.append({"what": what, "target": target, "measured": " / ".join(f"{value:.3g}" for value in values)})
+    def add(what: str, target: str, found: pd.DataFrame, *columns: str) -> None:
+        """Add the largest value of each column; what was not measured is left out."""
+        if texts := [f"{value:.3g}" for value in found[list(columns)].astype(float).max().dropna()]:
+            rows.append({"what": what, "target": target, "measured": " / ".join(texts)})
 
+    coreset = frame_of("coreset")
+    single = coreset[coreset.dtype == "float32"].set_index("method")
     for method, least in (("fast", 20), ("exact", 3)):
-        values = pick("coreset", [f"speedup_{clock}" for clock in CLOCKS], method=method, dtype="float32")
-        add(f"coreset, `{method}`, against `KCenterGreedy`", f"at least {least} times faster", values)
-    for dtype in ("float32", "float16"):
-        added = [row.get("added_memory", 0.0) for row in load("coreset")["rows"] if row["dtype"] == dtype]
-        add(f"coreset, memory beside a {dtype} embedding", "at most 0.25 of it", [max(added)] if added else [])
-    fast, exact = (pick("coreset", "covering_radius", method=m, dtype="float32") for m in ("fast", "exact"))
-    radius = [a / b for a, b in zip(fast, exact, strict=True)]
-    add("coreset, covering radius of `fast` over that of `exact`", "at most 1.005", radius)
+        what = f"coreset, `{method}`, against `KCenterGreedy`"
+        add(what, f"at least {least} times faster", single.loc[[method]], "speedup_wall", "speedup_cpu")
+    for dtype, found in coreset.groupby("dtype", sort=False):
+        add(f"coreset, memory beside a {dtype} embedding", "at most 0.25 of it", found, "added_memory")
+    radius = single.loc[["fast"], ["covering_radius"]] / single.covering_radius["exact"]
+    add("coreset, covering radius of `fast` over that of `exact`", "at most 1.005", radius, "covering_radius")
     what = "bank of 350 images at 512 pixels (8.8 GB of patches), peak memory"
-    add(what, "below 6 GB", pick("bank_build", "peak_gb"))
-    covered = pick("bank_cover", "quotient", ratio=0.01, keep=0.25)
-    add("its covering radius over the one-shot selection's", "reported", covered)
-    searched = pick("bank_search", "ratio_cpu", bank=2048, search="float32")
-    add("search, over anomalib's (2,048 patches)", "reported", searched)
-    for place in load("latency").get("ratios", []):
-        where = {key: place[key] for key in ("backbone", "batch")}
+    add(what, "below 6 GB", frame_of("bank_build"), "peak_gb")
+    covered = frame_of("bank_cover").query("ratio == 0.01 and keep == 0.25")
+    add("its covering radius over the one-shot selection's", "reported", covered, "quotient")
+    searched = frame_of("bank_search").query("bank == 2048 and search == 'float32'")
+    add("search, over anomalib's (2,048 patches)", "reported", searched, "ratio_cpu")
+    for (backbone, batch), found in frame_of("latency").groupby(["backbone", "batch"], sort=False):
         for key, name, most in (("patchcore", "PatchCore", 1.2), ("both", "PatchCore + ReverseDistillation", 0.7)):
-            if key == "patchcore" or "resnet" in place["backbone"]:
-                values = pick("latency", [f"to_{key}_{clock}" for clock in CLOCKS], "ratios", **where)
-                add(f"whole model over {name}, {place['backbone']}, batch {place['batch']}", f"at most {most}", values)
-    for backbone in dict.fromkeys(row["backbone"] for row in load("training")["rows"]):
-        values = pick("training", [f"to_rd_{clock}" for clock in CLOCKS], backbone=backbone, variant="logical branch")
-        if values:
-            add(f"epoch of the logical branch over ReverseDistillation's, {backbone}", "at most 1.5", values)
-        for variant in ("channels last", "compiled", "feature cache"):
-            values = pick("training", [f"to_ours_{clock}" for clock in CLOCKS], backbone=backbone, variant=variant)
-            if values:
-                add(f"epoch with {variant} over one without, {backbone}", "below 1 where it pays", values)
+            what = f"whole model over {name}, {backbone}, batch {batch}"
+            add(what, f"at most {most}", found, f"to_{key}_wall", f"to_{key}_cpu")
+    for (backbone, variant), found in frame_of("training").groupby(["backbone", "variant"], sort=False):
+        if variant == "logical branch":
+            what = f"epoch of the logical branch over ReverseDistillation's, {backbone}"
+            add(what, "at most 1.5", found, "to_rd_wall", "to_rd_cpu")
+        elif variant != "ReverseDistillation":
+            what = f"epoch with {variant} over one without, {backbone}"
+            add(what, "below 1 where it pays", found, "to_ours_wall", "to_ours_cpu")
     return table(rows)
 
 
 def latency() -> str:
     """Latency of every model and branch."""
-    result = load("latency")
-    turns = median(row["turns"] for row in result["rows"])
-    bank = ", ".join(f"{r['bank_mb']:.3g} MB ({r['backbone']})" for r in result["ratios"] if r["batch"] == 1)
-    columns = [column for column in result["rows"][0] if column != "turns"]
-    return section("latency", columns, f"Median of {turns:g} turns. Bank: {bank}. ") + END
+    found = frame_of("latency")
+    banks = found[found.batch == 1].dropna(subset="bank_mb")
+    bank = ", ".join(f"{row.bank_mb:.3g} MB ({row.backbone})" for row in banks.itertuples())
+    columns = ["backbone", "batch", "what", "wall_ms", "cpu_ms", "gflop_per_image", "parameters_m"]
+    return section("latency", columns, f"Median of {found.turns.median():g} turns. Bank: {bank}. ") + END
 
 
 def narrow() -> str:
     """Accuracy of the logical branch of preset ``fast`` against that of preset ``small``."""
     rows = []
-    for what, plan, variant, name in (
-        ("full width, levels 3 to 5 scored", "mobilenet", "default", "logical"),
-        ("at most 24 channels, levels 2 to 4 used and scored", "ablation", "narrow_levels", "merged"),
-    ):
-        (group,) = (g for g in load_results(RESULTS / plan).groups if (g.model, g.variant) == ("npgmf", variant))
+    for what, (plan, variant, name) in NARROW.items():
+        (group,) = (g for g in records(plan) if (g.model, g.variant) == ("npgmf", variant))
         values = {metric: 100 * group.of_category(NARROW_ON, name, metric) for metric in LOCO}
-        row: Row = {"logical branch": what, "seeds": len(values[LOCO[0]])}
-        rows.append(row | {metric: spread(seeds, scale=1) for metric, seeds in values.items()})
+        shown = {metric: spread(seeds, scale=1) for metric, seeds in values.items()}
+        rows.append({"logical branch": what, "seeds": len(values[LOCO[0]])} | shown)
     return table(rows)
 
 
 def gpu() -> str:
-    """Latency of every preset on a GPU."""
-    result = load("gpu")
-    if not result["rows"]:
-        return "Not measured yet."
+    """Latency of every preset on a GPU, and selection and search of the memory bank."""
+    models, bank = measured("gpu"), measured("gpu_bank")
     columns = ["preset", "what", "precision", "way", "batch", "gflop_per_image", "ms", "images_per_s", "peak_mb"]
-    rows = [{name: row.get(name, "") or "" for name in columns} for row in result["rows"]]
-    note = f"{table(rows)}\n\n{result['gpu']}, `{command_of(result)}`, torch {result['environment']['torch']}."
-    if not (selected := load("gpu_bank"))["rows"]:
-        return note
-    return f"{note}\n\n{table(selected['rows'])}\n\n{selected['gpu']}, `{command_of(selected)}`."
+    rows = pd.DataFrame(models["rows"], dtype=object)[columns]
+    made = f"{models['gpu']}, `{command_of(models)}`, torch {models['environment']['torch']}."
+    return f"{table(rows)}\n\n{made}\n\n{table(bank['rows'])}\n\n{bank['gpu']}, `{command_of(bank)}`."
+
+
+def growth() -> str:
+    """Builds of growing size, with the slopes of log-log fits; of building only where no image is thinned."""
+    logs = frame_of("growth")[BUILT].apply(np.log)
+    whole = logs[np.exp(logs.patches) * 1536 * 4 <= MemoryBank(1.0).collect_bytes]
+    fits = dict.fromkeys(("collect_cpu_s", "select_cpu_s", "added_gb"), whole) | {"search_cpu_ms": logs}
+    slopes = ", ".join(f"{column} {np.polyfit(f.images, f[column], 1)[0]:.2f}" for column, f in fits.items())
+    note = f"Exponents against the number of images: {slopes}; those of building among the builds that thin nothing."
+    end = f"; {SYNTHETIC}. The machine was shared, so read the CPU times, not the wall times."
+    return section("growth", BUILT, f"{note}\n\n") + end
 
 
 def main() -> None:
+    training = ["backbone", "variant", "batch", "wall_s", "cpu_s", "to_rd_wall", "to_ours_wall"]
     content = {
         "gpu": gpu(),
         "targets": targets(),
         "accuracy": section("bank_accuracy") + END,
         "narrow": narrow(),
         "latency": latency(),
-        "training": section(
-            "training", ["backbone", "variant", "batch", "wall_s", "cpu_s", "to_rd_wall", "to_ours_wall"]
-        )
-        + END,
+        "training": section("training", training) + END,
     }
     fill(ROOT / "docs" / "speed.md", content)
+    fill(ROOT / "docs" / "large_banks.md", {"growth": growth()})
     print(content["targets"])
 
 

@@ -1,8 +1,8 @@
-"""Time and memory of the exact AU-sPRO, and of an approximation that refines thresholds.
+"""Time and memory of the exact AU-sPRO.
 
 Draws a category of the size of MVTec LOCO AD (330 test images of 1280 x 1600, smooth 256 x 256 maps), then measures,
-each in a process of its own: ``SPRO`` as an evaluator calls it, ``evaluate_loco`` on a folder of full-size TIFF maps,
-and the refinement on maps that are in memory already.
+each in a process of its own: ``SPRO`` as an evaluator calls it, and ``evaluate_loco`` on a folder of TIFF maps of that
+size.
 
     python studies/spro.py measure    # writes results/spro.json
     python studies/spro.py report     # prints it as Markdown
@@ -10,37 +10,25 @@ and the refinement on maps that are in memory already.
 
 from __future__ import annotations
 
+import argparse
 import json
-import multiprocessing
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import tifffile
 import torch
-from _common import Row, load, options, peak_memory, table
+from _common import Row, alone, measured, peak_memory, run_part, save, table, timed
 from anomalib.data import ImageBatch
 
-from anomalib_npgmf.benchmark.record import hardware, versions, write
 from anomalib_npgmf.metrics import SPRO, evaluate_loco
-from anomalib_npgmf.metrics.evaluate import LIMITS
-from anomalib_npgmf.metrics.ground_truth import (
-    GOOD,
-    KINDS,
-    image_size,
-    list_test_images,
-    read_defects,
-    read_defects_config,
-)
-from anomalib_npgmf.metrics.scores import FloatArray, resize_map
+from anomalib_npgmf.metrics.ground_truth import GOOD, KINDS, image_size, list_test_images
+from anomalib_npgmf.metrics.scores import resize_map
 
 MAP_SIZE = 256
 # defect type: pixel value, saturation threshold, smallest and largest area
@@ -86,21 +74,18 @@ def made(path: Path) -> Path:
     return path
 
 
-def map_of(root: Path, image: Path, *, full_size: bool) -> FloatArray:
-    """The map of an image, low-resolution or of the image's size."""
-    small = np.load(root / "small" / image.parent.name / f"{image.stem}.npy")
-    return resize_map(small, image_size(image)) if full_size else small
-
-
 def run_metric(root: Path, *, full_size: bool = False) -> Values:
     """What an evaluator does: update with batches, then ask the three metrics."""
     metrics = {kind: SPRO(kind.split("_")[0]) for kind in KINDS} | {"mean": SPRO()}
     images = list_test_images(root / CATEGORY)
     for start in range(0, len(images), 16):
         paths = images[start : start + 16]
+        maps = [np.load(root / "small" / path.parent.name / f"{path.stem}.npy") for path in paths]
+        if full_size:
+            maps = [resize_map(small, image_size(path)) for small, path in zip(maps, paths, strict=True)]
         batch = ImageBatch(
             image=torch.zeros(len(paths), 3, 1, 1),
-            anomaly_map=torch.from_numpy(np.stack([map_of(root, path, full_size=full_size) for path in paths])),
+            anomaly_map=torch.from_numpy(np.stack(maps)),
             image_path=[str(path) for path in paths],
         )
         for metric in metrics.values():
@@ -114,122 +99,43 @@ def run_evaluate(root: Path) -> Values:
     return localization["auc_spro"] | localization["auc_spro_per_defect"]
 
 
-def load_category(root: Path, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Per kind or defect type, for each image: full-size map, negative pixels, masks with saturation areas."""
-    config = read_defects_config(root / CATEGORY)
-    loaded: dict[str, list[Any]] = {name: [] for name in names}
-    for path in list_test_images(root / CATEGORY):
-        kind = path.parent.name
-        defects = [] if kind == GOOD else read_defects(path, config)
-        scores = map_of(root, path, full_size=True)
-        negative = ~np.any([d.mask for d in defects] or [np.zeros(scores.shape, bool)], axis=0)
-        for name, items in loaded.items():
-            counted = [(d.mask, d.saturation_area) for d in defects if name in (kind, d.name)]
-            if counted or kind == GOOD:
-                items.append((scores, negative, counted))
-    return loaded
-
-
-def sweep_point(items: list[Any], threshold: float, pool: ThreadPoolExecutor) -> tuple[float, float]:
-    """False positive rate and mean sPRO at one threshold, from the definition."""
-
-    def look(item: tuple[Any, Any, list[Any]]) -> tuple[int, int, list[float]]:
-        scores, negative, defects = item
-        positive = scores > threshold
-        overlaps = [min(np.count_nonzero(positive & mask) / area, 1.0) for mask, area in defects]
-        return np.count_nonzero(positive & negative), np.count_nonzero(negative), overlaps
-
-    positives, negatives, overlaps = zip(*pool.map(look, items), strict=True)
-    return sum(positives) / sum(negatives), float(np.concatenate(overlaps).mean())
-
-
-def area_under(points: Iterable[tuple[float, float]], limit: float) -> float:
-    """Normalised area up to a false positive rate."""
-    total = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 < limit and x1 > x0:
-            width = min(x1, limit) - x0
-            total += width * (2 * y0 + (y1 - y0) * width / (x1 - x0)) / 2
-    return total / limit
-
-
-def refinement(root: Path, limits: Sequence[float] = LIMITS, names: Iterable[str] = (*KINDS, *DEFECTS)) -> Values:
-    """Values as of ``evaluate_loco``; thresholds are added until curve points are within 0.01 of their neighbours."""
-    results = {}
-    with ThreadPoolExecutor(2) as pool:
-        for name, items in load_category(root, names).items():
-            ranks = np.sort(np.concatenate([scores[::16, ::16].ravel() for scores, _, _ in items]))[::-1]
-            known = {0: (0.0, 0.0), len(ranks): (1.0, 1.0)}
-            intervals = [(0, len(ranks))]
-            while intervals:
-                low, high = intervals.pop()
-                close = np.abs(np.subtract(known[low], known[high])).max() <= 0.01
-                if high - low < 2 or close or known[low][0] > max(limits):
-                    continue
-                middle = (low + high) // 2
-                known[middle] = sweep_point(items, ranks[middle], pool)
-                intervals += [(low, middle), (middle, high)]
-            points = [known[rank] for rank in sorted(known)]
-            results[name] = {str(limit): area_under(points, limit) for limit in limits}
-    return results
-
-
-# name: text in the table, and the call
-RUNS: dict[str, tuple[str, Callable[[Path], Values]]] = {
-    "SPRO": ("`SPRO`, three metrics up to 0.05, maps of 256 x 256", run_metric),
-    "SPRO_full_size_maps": ("the same, maps of the images' size", partial(run_metric, full_size=True)),
-    "refinement_at_0.05": (
-        "threshold refinement up to 0.05, maps in memory",
-        partial(refinement, limits=[0.05], names=KINDS),
-    ),
-    "evaluate_loco": ("`evaluate_loco`, five limits, every defect type, from TIFF files", run_evaluate),
-    "refinement": ("threshold refinement, the same values, maps in memory", refinement),
+# text in the table: the call
+RUNS: dict[str, Callable[[Path], Values]] = {
+    "`SPRO`, three metrics up to 0.05, maps of 256 x 256": run_metric,
+    "the same, maps of the images' size": partial(run_metric, full_size=True),
+    "`evaluate_loco`, five limits, every defect type, from TIFF files": run_evaluate,
 }
 
 
-def run(name: str, root: Path, threads: int) -> Row:
-    """Values, seconds and peak memory of one evaluator, in a process of its own."""
+def run(name: str, root: Path, threads: int) -> tuple[Row, Values]:
+    """Cost and values of one evaluator."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
-    start, cpu_start = time.perf_counter(), time.process_time()
+    values: Values = {}
     with warnings.catch_warnings(), peak_memory() as memory:
         warnings.simplefilter("ignore")
-        values = RUNS[name][1](root)
-    return {
-        "seconds": round(time.perf_counter() - start, 2),
-        "cpu_seconds": round(time.process_time() - cpu_start, 2),
-        "peak_memory_mb": round(memory["added_bytes"] / 2**20),
-        "auc_spro": values,
-    }
+        seconds = timed(lambda: values.update(RUNS[name](root)), repeats=1, warmup=0)
+    costs = {"s": round(seconds["wall_s"], 2), "CPU s": round(seconds["cpu_s"], 2)}
+    return {"evaluator": name} | costs | {"peak memory, MB": round(memory["added_bytes"] / 2**20)}, values
 
 
-def report(results: Row) -> None:
+def measure(args: argparse.Namespace) -> None:
+    """Draw the category and run every evaluator on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder), tuple(args.size), args.counts)
+        found = {name: alone(run, name, Path(folder), args.threads) for name in RUNS}
+    values = {name: of_run for name, (_, of_run) in found.items()}
+    rows = [row for row, _ in found.values()]
+    save(args.out / "spro.json", rows, images=sum(args.counts), size=args.size, auc_spro=values)
+
+
+def report(args: argparse.Namespace) -> None:
     """Print the cost of every run."""
-    full = results["full"]
-    heading = f"{full['images']} images of {full['size'][0]} x {full['size'][1]}"
-    rows = []
-    for name, (text, _) in RUNS.items():
-        costs = {"s": f"{full[name]['seconds']:.1f}", "CPU s": f"{full[name]['cpu_seconds']:.1f}"}
-        rows.append({heading: text} | costs | {"peak memory, MB": full[name]["peak_memory_mb"]})
-    pairs = (("refinement_at_0.05", "SPRO"), ("refinement", "evaluate_loco"))
-    up_to, everything = (full[slow]["cpu_seconds"] / full[fast]["cpu_seconds"] for slow, fast in pairs)
-    print(table(rows))
-    print(f"\nCPU time of refinement over ours: {up_to:.1f} up to 0.05, {everything:.1f} for all values.")
-
-
-def main() -> None:
-    args = options(__doc__, "measure", "report", size=[1280, 1600], counts=[100, 110, 120], threads=2)
-    if args.part == "measure":
-        results: Row = {"images": sum(args.counts), "size": args.size}
-        with tempfile.TemporaryDirectory() as folder:
-            draw(Path(folder), tuple(args.size), args.counts)
-            for name in RUNS:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    results[name] = pool.apply(run, (name, Path(folder), args.threads))
-        made_with = {"command": "python studies/spro.py measure", "environment": versions() | hardware()}
-        write(args.out / "spro.json", made_with | {"full": results})
-    report(load("spro", args.out))
+    result = measured("spro", args.out)
+    heading = f"{result['images']} images of {result['size'][0]} x {result['size'][1]}"
+    columns = {"evaluator": heading, "s": "s", "CPU s": "CPU s", "peak memory, MB": "peak memory, MB"}
+    print(table(pd.DataFrame(result["rows"])[list(columns)].rename(columns=columns).round(1).astype(str)))
 
 
 if __name__ == "__main__":
-    main()
+    run_part(__doc__, measure, report, size=[1280, 1600], counts=[100, 110, 120], threads=2)

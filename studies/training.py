@@ -13,97 +13,71 @@ Images are smooth noise.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from _common import Call, Row, options, ready, save, settle, smooth_images, take_turns
+from _common import Call, Row, compared, options, ready, save
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
-from latency import SIZE, reverse_distillation
+from latency import SIZE, reverse_distillation, settle, smooth_images
 from torch import Tensor, nn
 
 from anomalib_npgmf.backbone.cache import FeatureCache
-from anomalib_npgmf.torch_model import NpgmfModel
+from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 
 BASELINE, OURS = "ReverseDistillation", "logical branch"
-VARIANTS = ("compiled", "feature cache", "channels last")
+Loss = Callable[[int, Tensor], Tensor]  # of the number of a batch and its images
 
 
-def baseline(backbone: str, images: Tensor, batch: int) -> Call:
-    """An epoch of anomalib's model."""
-    model = reverse_distillation(backbone).train()
-    with torch.no_grad():
-        settle(model.encoder, images[:4])
-    loss = ReverseDistillationLoss()
-    trained = [*model.decoder.parameters(), *model.bottleneck.parameters()]
-    optimiser = torch.optim.Adam(trained, lr=0.005, betas=(0.5, 0.99))
+def epoch(adam: torch.optim.Optimizer, images: Tensor, batch: int, loss: Loss, clip: float | None = None) -> Call:
+    """An epoch of training steps; as the engine makes them."""
 
-    def epoch() -> None:
-        for part in images.split(batch):
-            optimiser.zero_grad()
-            loss(*model(part)).backward()
-            optimiser.step()
-
-    return epoch
-
-
-def logical(model: NpgmfModel, images: Tensor, batch: int, name: str, cache: FeatureCache) -> Call:
-    """An epoch of a variant of the logical branch."""
-    branch: Any = model.logical
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=2e-4, betas=(0.5, 0.999))
-    losses = torch.compile(branch.losses) if name == "compiled" else branch.losses
-
-    def encode(part: Tensor) -> list[Tensor]:
-        return model.features(part, ["logical"]).logical
-
-    def epoch() -> None:
+    def call() -> None:
         for number, part in enumerate(images.split(batch)):
-            optimiser.zero_grad()
-            keys = [f"{number}-{i}" for i in range(len(part))]
-            features = cache.features(keys, part, encode) if name == "feature cache" else encode(part)
-            losses(features, part)["loss"].backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
+            adam.zero_grad()
+            loss(number, part).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], clip)
+            adam.step()
 
-    return epoch
+    return call
 
 
-def epochs(backbone: str, images: Tensor, batch: int, names: list[str], folder: str) -> dict[str, Call]:
+def epochs(backbone: str, images: Tensor, batch: int, names: list[str], cache: FeatureCache) -> dict[str, Call]:
     """Calls that train one epoch each, by variant."""
+    found: dict[str, Call] = {}
+    if "resnet" in backbone:
+        theirs, rd_loss = reverse_distillation(backbone).train(), ReverseDistillationLoss()
+        with torch.no_grad():
+            settle(theirs.encoder, images[:4])
+        adam = torch.optim.Adam([*theirs.decoder.parameters(), *theirs.bottleneck.parameters()], 0.005, (0.5, 0.99))
+        found[BASELINE] = epoch(adam, images, batch, lambda _, part: rd_loss(*theirs(part)))
     model = ready("fast", backbone=backbone, backbone_weights="random", branches="logical")
     assert model.encoder is not None
     with torch.no_grad():
         settle(model.encoder, images[:4])
     model.initialise(images[:8])
     model.train()
-    found = {BASELINE: baseline(backbone, images, batch)} if "resnet" in backbone else {}
-    cache = FeatureCache(folder, len(images))
-    for name in (OURS, *(name for name in VARIANTS if name in names)):
-        # One model for the others: what a step costs does not depend on the weights.
-        channels_last = {"memory_format": torch.channels_last} if name == "channels last" else {}
-        own = copy.deepcopy(model).to(**channels_last) if channels_last else model
-        found[name] = logical(own, images.contiguous(**channels_last), batch, name, cache)
+    for name in (OURS, *names):
+        # one model for the others: what a step costs does not depend on the weights
+        layout = {"memory_format": torch.channels_last} if name == "channels last" else {}
+        own: Any = copy.deepcopy(model).to(**layout) if layout else model
+        losses = torch.compile(own.logical.losses) if name == "compiled" else own.logical.losses
+
+        def loss(number: int, part: Tensor, own: Any = own, losses: Any = losses, name: str = name) -> Tensor:
+            def encode(images: Tensor) -> list[Tensor]:
+                return own.features(images, ["logical"]).logical
+
+            keys = [f"{number}-{i}" for i in range(len(part))]
+            features = cache.features(keys, part, encode) if name == "feature cache" else encode(part)
+            return losses(features, part)["loss"]
+
+        adam = optimiser(own, own.config.learning_rate)
+        assert adam is not None
+        found[name] = epoch(adam, images.contiguous(**layout), batch, loss, GRADIENT_CLIP)
     return found
-
-
-def compare(backbone: str, args: argparse.Namespace) -> list[Row]:
-    """Rows of one backbone."""
-    images = smooth_images(args.images, SIZE)
-    with tempfile.TemporaryDirectory() as folder:
-        times = take_turns(epochs(backbone, images, args.batch, args.variants, folder), args.seconds)
-    turns = {clock: times[clock].unstack("name") for clock in ("wall", "cpu")}
-    rows = []
-    for name in times.index.unique("name"):
-        row: Row = {"backbone": backbone, "variant": name, "batch": args.batch, "images": args.images}
-        row |= {f"{clock}_s": frame[name].median() for clock, frame in turns.items()}
-        for clock, frame in turns.items():
-            for other, label in ((BASELINE, "rd"), (OURS, "ours")):
-                row[f"to_{label}_{clock}"] = (frame[name] / frame[other]).median() if other in frame else None
-        rows.append(row)
-    return rows
 
 
 def main() -> None:
@@ -113,8 +87,13 @@ def main() -> None:
     }
     args = options(__doc__, **lists, images=4, batch=4, seconds=5.0, threads=2)
     rows: list[Row] = []
+    images = smooth_images(args.images, SIZE)
     for backbone in args.backbones:
-        rows += compare(backbone, args)
+        with tempfile.TemporaryDirectory() as folder:
+            calls = epochs(backbone, images, args.batch, args.variants, FeatureCache(folder, len(images)))
+            found = compared(calls, {"rd": [BASELINE], "ours": [OURS]}, args.seconds).drop(columns="turns")
+        setting = {"backbone": backbone, "batch": args.batch, "images": args.images}
+        rows += [setting | row for row in found.rename_axis("variant").reset_index().to_dict("records")]
         save(args.out / "training.json", rows, pictures="smooth noise", size=SIZE)
 
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from _common import Row, load, run_part, save, source, table
+from _common import Row, measured, run_part, save, source, table
 from _tries import (
     COUNTS,
     PLAIN,
@@ -50,7 +50,7 @@ from anomalib_npgmf.metrics import evaluate_loco
 
 OUTCOMES = ("refused", "unharmed", "silent loss", "crash")
 MEMORY, SECONDS = 256 << 20, 60  # what a try may take, beyond what the process holds already
-TOGETHER = 25  # tries in one process, unless one ends it
+FORK = multiprocessing.get_context("fork")  # a try needs what the files were made with
 
 
 class Try(NamedTuple):
@@ -64,37 +64,26 @@ class Try(NamedTuple):
     errors: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
 
 
-def outcomes(attempts: Sequence[Try]) -> Iterator[tuple[str, str]]:
-    """Run tries in child processes, a new one after a try that ends it; yields outcome and reason of each try."""
-    done = 0
-    while done < len(attempts):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                _make(attempts[done : done + TOGETHER], writer)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            lines = pipe.read().splitlines()
-        _, status = os.waitpid(child, 0)
-        for line in lines:
-            what, why = json.loads(line)
-            yield what, why
-        done += len(lines)
-        if len(lines) < TOGETHER and done < len(attempts):
-            yield "crash", f"the process ended with status {status}"
-            done += 1
+def outcome(attempt: Try) -> tuple[str, str]:
+    """Make a try in a process of its own; its outcome and the reason."""
+    reader, writer = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_make, args=(attempt, writer))
+    child.start()
+    writer.close()
+    try:
+        found: tuple[str, str] | None = reader.recv()
+    except EOFError:
+        found = None
+    child.join()
+    return found or ("crash", f"the process ended with status {child.exitcode}")
 
 
-def _make(attempts: Sequence[Try], results: int) -> None:
+def _make(attempt: Try, writer: Any) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    for attempt in attempts:
-        signal.alarm(SECONDS)
-        os.write(results, f"{json.dumps(_call(attempt))}\n".encode())
+    signal.alarm(SECONDS)
+    writer.send(_call(attempt))
 
 
 def _call(attempt: Try) -> tuple[str, str]:
@@ -164,7 +153,7 @@ def arguments(folder: Path, _rng: np.random.Generator, _count: int) -> Iterator[
     for name in ("category", "image_size", "seed", *COUNTS):
         for number, value in enumerate(value for value in PLAIN if not (isinstance(value, int) and value > 1)):
             call = partial(_names, folder / f"{name}{number}", **{name: value})
-            yield Try("SyntheticLOCO", "arguments", call, right)
+            yield Try("SyntheticLOCO", "arguments", call, right, errors=errors)
     _drawn(folder / "loco")
     write_maps(folder / "maps", folder / "loco" / "cable_pairs")
     for value in (*(value for value in PLAIN if value != [1]), *([value] for value in PLAIN), 0.05):  # 1 is a limit
@@ -185,30 +174,28 @@ def measure(args: argparse.Namespace) -> None:
     """Make all tries."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    rows: dict[tuple[str, str], Row] = {}
-    failures = []
+    tries: list[Row] = []
     for make in (files, data_sets, arguments):
         with tempfile.TemporaryDirectory() as scratch:
-            attempts = list(make(Path(scratch), rng, args.count))
-            for attempt, (what, why) in zip(attempts, outcomes(attempts), strict=True):
-                row = {"function": attempt.function, "input": attempt.kind, "tries": 0, **dict.fromkeys(OUTCOMES, 0)}
-                row = rows.setdefault((attempt.function, attempt.kind), row)
-                row["tries"] += 1
-                row[what] += 1
-                if what in OUTCOMES[2:]:
-                    failures.append({"function": attempt.function, "input": attempt.kind, "what": what, "why": why})
+            for attempt in list(make(Path(scratch), rng, args.count)):
+                what, why = outcome(attempt)
+                tries.append({"function": attempt.function, "input": attempt.kind, "what": what, "why": why})
+    failures = [row for row in tries if row["what"] in OUTCOMES[2:]]
     for failure in failures:
         print(*failure.values(), sep=" | ")
-    save(args.out / "tries.json", list(rows.values()), seed=args.seed, count=args.count, failures=failures)
+    counts = pd.DataFrame(tries).groupby(["function", "input"], sort=False).what.value_counts().unstack(fill_value=0)
+    counts = counts.reindex(columns=OUTCOMES, fill_value=0)
+    counts.insert(0, "tries", counts.sum(axis="columns"))
+    rows = counts.reset_index().to_dict("records")
+    save(args.out / "tries.json", rows, seed=args.seed, count=args.count, failures=failures)
 
 
 def report(args: argparse.Namespace) -> None:
     """Print the results by function."""
-    result = load("tries", args.out)
-    rows = pd.DataFrame(result["rows"]).drop(columns="input").groupby("function", sort=False).sum().reset_index()
-    total = rows.sum(numeric_only=True).to_dict() | {"function": "together"}
-    print(table([*rows.to_dict("records"), total]))
-    print(f"\n{source(result)}")
+    result = measured("tries", args.out)
+    rows = pd.DataFrame(result["rows"]).drop(columns="input").groupby("function", sort=False).sum()
+    rows.loc["together"] = rows.sum()
+    print(f"{table(rows.reset_index())}\n\n{source(result)}")
 
 
 if __name__ == "__main__":

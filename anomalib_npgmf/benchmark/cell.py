@@ -15,8 +15,8 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from anomalib.data import AnomalibDataModule
@@ -29,10 +29,11 @@ from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_npgmf.backbone.network import normalisation_of
 from anomalib_npgmf.benchmark import process
-from anomalib_npgmf.benchmark.evaluate import MERGED, TestPass, evaluate
+from anomalib_npgmf.benchmark.evaluate import TestPass, evaluate
 from anomalib_npgmf.benchmark.gallery import write_gallery
 from anomalib_npgmf.benchmark.plan import Cell
 from anomalib_npgmf.benchmark.record import Record, hardware, path_of, peak_memory, versions, write_record
+from anomalib_npgmf.benchmark.results import MERGED
 from anomalib_npgmf.benchmark.weights import insert_files, references, served_by_timm
 from anomalib_npgmf.host.plugin import register
 from anomalib_npgmf.lightning_model import Npgmf
@@ -77,9 +78,8 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path, scratch: Path) -> R
         for path in found[MERGED]
     }
     used = sorted(references(cell.model_args) | (served & set(files)))
-    seconds = {"fit": fitted - start, "test": tested - begin}
     gallery = write_gallery(test_pass, stem)
-    seconds["metrics"] = time.perf_counter() - tested
+    seconds = {"fit": fitted - start, "test": tested - begin, "metrics": time.perf_counter() - tested}
     return {
         "metrics": metrics,
         "images": images,
@@ -93,12 +93,7 @@ def run_cell(cell: Cell, files: dict[str, Path], stem: Path, scratch: Path) -> R
 
 
 def build_model(model_class: Any, arguments: Mapping[str, Any]) -> Any:
-    """A model without post-processor, evaluator and visualizer, with the normalisation of its network.
-
-    Args:
-        model_class: Class of the model.
-        arguments: Its arguments.
-    """
+    """A model without post-processor, evaluator and visualizer, with the normalisation of its network."""
     parts: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
     if model_class is not Npgmf and is_model(arguments.get("backbone", "")):
         parts["pre_processor"] = pre_processor(model_class, arguments["backbone"])
@@ -106,11 +101,7 @@ def build_model(model_class: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def pre_processor(model_class: type[AnomalibModule], network: str) -> PreProcessor:
-    """The model's pre-processing with the normalisation of its network; anomalib uses one for all networks.
-
-    Args:
-        model_class: anomalib's model.
-        network: timm name.
+    """The model's pre-processing with the normalisation of its timm network; anomalib uses one for all networks.
 
     Example:
         >>> from anomalib.models import Padim
@@ -126,7 +117,7 @@ def _class(package: str, name: str) -> Any:
     """A class by its name in ``package`` or by its dotted path."""
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(import_module(module or package), attribute)
+        return resolve_name(f"{module or package}:{attribute}")
     except (ImportError, AttributeError) as error:
         msg = f"There is no class {name} in {module or package}; give its name there or its dotted path."
         raise ValueError(msg) from error

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomalib_npgmf.benchmark.alternatives import merged_by_other_rules
+from anomalib_npgmf.benchmark.results import MERGED
 from anomalib_npgmf.host.drawing import Picture, to_rgb
 from anomalib_npgmf.host.visualizer import maps_of
 from anomalib_npgmf.lightning_model import Npgmf
+from anomalib_npgmf.merging.rule import BRANCHES, MapMerger
 from anomalib_npgmf.metrics.category import spro_curves
 from anomalib_npgmf.metrics.evaluate import LIMITS
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, GOOD, category_of, image_size, kind_of
@@ -22,7 +24,6 @@ from anomalib_npgmf.metrics.loco import auroc_by_label
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map
 from anomalib_npgmf.torch_model import PARTS
 
-MERGED = "merged"
 CURVE_POINTS = 100
 
 
@@ -85,6 +86,28 @@ class TestPass(Callback):
         for index, (path, score) in enumerate(zip(paths, scores.reshape(-1).tolist(), strict=True)):
             anomaly_map = None if maps is None else as_scores(maps[index].reshape(maps.shape[-2:]), str(path))
             kept[path] = Prediction(score, anomaly_map)
+
+
+def merged_by_other_rules(merger: MapMerger, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Merged maps [B, 1, *output_size] by rule, see `results.MAPS`; empty unless both branches are there.
+
+    Args:
+        merger: A calibrated merger.
+        maps: Raw maps by branch, [B, 1, h, w] each.
+
+    Example:
+        >>> merger = MapMerger((64, 64), blur=torch.nn.Identity())
+        >>> merged = merged_by_other_rules(merger, {name: torch.full((1, 1, 64, 64), 2.0) for name in BRANCHES})
+        >>> {rule: values.mean().item() for rule, values in merged.items()}
+        {'1:3': 8.0, '3:1': 8.0, '1:1': 4.0, 'maximum': 2.0}
+        >>> merged_by_other_rules(merger, {"structural": torch.zeros(1, 1, 64, 64)})
+        {}
+    """
+    if not all(branch in maps for branch in BRANCHES):
+        return {}
+    logical, structural = (merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES)
+    merged = {f"{a}:{b}": a * logical + b * structural for a, b in ((1, 3), (3, 1), (1, 1))}
+    return {**merged, "maximum": torch.maximum(logical, structural)}
 
 
 def evaluate(

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from anomalib_npgmf.benchmark.evaluate import MERGED, Prediction, TestPass
+from anomalib_npgmf.benchmark.evaluate import Prediction, TestPass
+from anomalib_npgmf.benchmark.results import MERGED
 from anomalib_npgmf.disk import write_picture
-from anomalib_npgmf.host.drawing import Picture, heat_map, outline, panels
+from anomalib_npgmf.host.drawing import heat_map, outline, panels, resized
 from anomalib_npgmf.metrics.ground_truth import GOOD, kind_of
 
 _SHOWN = (MERGED, "logical", "structural", "composition")
@@ -68,18 +69,17 @@ def write_gallery(test_pass: TestPass, stem: Path) -> dict[str, str]:
     for role, path in choose({path: p.score for path, p in merged.items()}, test_pass.labels).items():
         with Image.open(path) as file:
             image = np.asarray(file.convert("RGB"), dtype=np.uint8)
-        size = round(_HEIGHT * image.shape[1] / image.shape[0]), _HEIGHT
-        image = _resized(image, size)
+        size = _HEIGHT, round(_HEIGHT * image.shape[1] / image.shape[0])
+        image = resized(image, size)
         named = {"image": image}
         if path in test_pass.masks:
             named["ground truth"] = outline(image, test_pass.masks[path])
         for name, (low, high) in scales.items():
             plane = shown[name][path].anomaly_map
             assert plane is not None
-            scaled = (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) - low) / (high - low)
-            named[name] = heat_map(image, scaled)
+            named[name] = heat_map(image, (plane - low) / (high - low))
         if path in test_pass.reconstructions:
-            named["normal version"] = _resized(test_pass.reconstructions[path], size)
+            named["normal version"] = resized(test_pass.reconstructions[path], size)
         title = f"{role.replace('_', ', ')}: {path.parent.name}/{path.name}, score {merged[path].score:.3g}"
         target = stem.with_name(f"{stem.name}_{role}.jpg")
         picture = cv2.cvtColor(panels(named, title), cv2.COLOR_RGB2BGR)
@@ -97,7 +97,3 @@ def _scale(predictions: Mapping[Path, Prediction], labels: Mapping[Path, bool]) 
         return None
     low, high = float(np.mean(good)), median(peaks)
     return low, high if high > low else low + 1.0
-
-
-def _resized(image: Picture, size: tuple[int, int]) -> Picture:
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

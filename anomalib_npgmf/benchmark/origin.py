@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_npgmf.benchmark.record import Record, key_of
+from anomalib_npgmf.benchmark.plan import key_of
+from anomalib_npgmf.benchmark.record import Record
 from anomalib_npgmf.benchmark.results import Group, Results
 from anomalib_npgmf.benchmark.tables import table
 
@@ -47,23 +48,23 @@ def costs(group: Group) -> str:
 
 def _means(group: Group) -> pd.DataFrame:
     """Means over seeds by category, of values named as ``training epochs``."""
-    parts = ("training", "seconds", "model", "peak_memory")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record in group.records.values():
         images = len(record["images"])
-        rows.append({part: record[part] for part in parts} | {"category": record["cell"]["category"]})  # type: ignore[literal-required]
+        rows.append({"category": record["cell"]["category"]})
         rows[-1]["ms"] = 1000 * record["seconds"]["test"] / images if images else None
+        rows[-1] |= {part: record[part] for part in ("training", "seconds", "model", "peak_memory")}
     means = pd.json_normalize(rows, sep=" ").groupby("category").mean(numeric_only=True)
     return means.reindex(group.measured_categories)
 
 
 def _table(means: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
-    known = {title: column for title, column in columns.items() if column[0] in means}
-    rows = [
-        [str(category), *("" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in known.values())]
-        for category, row in means.iterrows()
-    ]
-    return table(["category", *known], rows)
+    known = {title: (means[name], digits) for title, (name, digits) in columns.items() if name in means}
+    texts = {
+        title: ["" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
+        for title, (values, digits) in known.items()
+    }
+    return table(["category", *known], list(zip(means.index, *texts.values(), strict=True)))
 
 
 def origin(results: Results) -> str:

@@ -15,6 +15,11 @@ import yaml
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+def key_of(cell: Mapping[str, Any]) -> str:
+    """Name of a cell, ``model/variant/category/seed<k>``, from its fields."""
+    return "{model}/{variant}/{category}/seed{seed}".format(**cell)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training and test: a model in one variant, on one category, with one seed.
@@ -44,7 +49,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Unique name within the plan, ``model/variant/category/seed<k>``."""
-        return f"{self.model}/{self.variant}/{self.category}/seed{self.seed}"
+        return key_of(vars(self))
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,6 @@ def identity(cell: Cell) -> dict[str, Any]:
     return content
 
 
-def key_of(cell: Mapping[str, Any]) -> str:
-    """Name of a record's cell, ``model/variant/category/seed<k>``."""
-    return "{model}/{variant}/{category}/seed{seed}".format(**cell)
-
-
 def path_of(output: Path, cell: Cell) -> Path:
     """File of a cell's record."""
     return output / f"{cell.key}.json"

@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_npgmf.benchmark.plan import Plan
-from anomalib_npgmf.benchmark.record import Record, key_of, read
+from anomalib_npgmf.benchmark.plan import Plan, key_of
+from anomalib_npgmf.benchmark.record import Record, read
 
-# not imported from `evaluate`: a report needs neither torch nor anomalib
 MERGED = "merged"
 MAPS = {
     MERGED: "the merged map of the model",
@@ -80,6 +79,10 @@ class Group:
         values = chosen.pivot(index="seed", columns="category", values="value")
         return values.reindex(index=self.seeds, columns=self.categories)
 
+    def values(self, name: str, metric: str, category: str | None = None) -> pd.Series[float]:
+        """Values of a map by seed: of a category, or else of the mean over all categories."""
+        return self.by_seed(name, metric) if category is None else self.of_category(category, name, metric)
+
     def of_category(self, category: str, name: str, metric: str) -> pd.Series[float]:
         """Values of a map in a category, by seed."""
         return self.pivot(name, metric)[category].dropna()
@@ -130,7 +133,7 @@ def load_results(folder: Path, plan: Plan | None = None) -> Results:
         group = Group(model, variant, cells["category"].unique().tolist(), cells["seed"].unique().tolist())
         results.groups.append(group)
         for category, seed in product(group.categories, group.seeds):
-            key = f"{group.model}/{group.variant}/{category}/seed{seed}"
+            key = key_of({"model": model, "variant": variant, "category": category, "seed": seed})
             record = found.get(key)
             if record is None:
                 results.missing.append(key)

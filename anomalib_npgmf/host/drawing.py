@@ -20,8 +20,8 @@ def heat_map(image: Picture, scores: NDArray[np.float32], *, threshold: float | 
 
     Args:
         image: RGB, [H, W, 3].
-        scores: Scores in [0, 1], [H, W]; others are clipped. After the post-processor's normalisation 0.25
-            is the mean of the normal images' maximum scores and 0.5 the threshold.
+        scores: Scores in [0, 1], [h, w], resized to the image's size; others are clipped. After the post-processor's
+            normalisation 0.25 is the mean of the normal images' maximum scores and 0.5 the threshold.
         threshold: Regions of at least this score are outlined in white; ``None`` for no outlines.
 
     Returns:
@@ -34,11 +34,17 @@ def heat_map(image: Picture, scores: NDArray[np.float32], *, threshold: float | 
         >>> heat_map(grey, np.ones((4, 4), np.float32))[0, 0].tolist()
         [204, 51, 51]
     """
+    scores = np.asarray(cv2.resize(scores, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
     strength = np.clip((scores - _CLEAR) / (1 - _CLEAR), 0, 1)[..., None]
     colours = np.concatenate([np.ones_like(strength), 1 - strength, np.zeros_like(strength)], axis=-1) * 255
     opacity = _OPACITY * np.minimum(2 * strength, 1)
     mixed = np.asarray((1 - opacity) * image + opacity * colours, dtype=np.uint8)
     return mixed if threshold is None else outline(mixed, scores >= threshold, WHITE)
+
+
+def resized(image: Picture, size: tuple[int, int]) -> Picture:
+    """An image [H, W, 3] at another size, given as height and width."""
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def outline(image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int] = RED) -> Picture:

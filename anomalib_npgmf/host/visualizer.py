@@ -9,12 +9,11 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
-from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_npgmf.composition import Explanation, RegionExplanation
 from anomalib_npgmf.disk import write_picture
-from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, to_rgb
+from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, resized, to_rgb
 from anomalib_npgmf.host.places import picture_path
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.outputs import BranchMaps
@@ -160,7 +159,7 @@ class NpgmfVisualizer(ImageVisualizer):
         threshold = 0.5 if normalised else None
         pictures = []
         for index in range(len(batch.anomaly_map)):
-            image = self._picture(to_rgb(batch.image[index], model.mean, model.std))
+            image = resized(to_rgb(batch.image[index], model.mean, model.std), self.field_size)
             named = {"image": image}
             if batch.gt_mask is not None:
                 named["ground truth"] = outline(image, batch.gt_mask[index].squeeze().bool().cpu().numpy())
@@ -168,7 +167,7 @@ class NpgmfVisualizer(ImageVisualizer):
                 scores = part[index].squeeze().float()
                 if normalised:
                     scores = post._normalize(scores, post.pixel_min, post.pixel_max, post.pixel_threshold)
-                named[f"{name} map"] = heat_map(image, self._resize(scores), threshold=threshold)
+                named[f"{name} map"] = heat_map(image, scores.cpu().numpy(), threshold=threshold)
             if index in explanations:
                 found = explanations[index]
                 marked = outline(named.pop("composition map"), found.mask.cpu().numpy(), WHITE)
@@ -176,11 +175,11 @@ class NpgmfVisualizer(ImageVisualizer):
                 named[f"composition map, {what}"] = marked
                 if isinstance(found, Explanation) and found.patches is not None:
                     named[f"normal patches, {what}"] = self._tiled(found.patches)
-            named["merged map"] = heat_map(image, self._resize(batch.anomaly_map[index]), threshold=threshold)
+            merged = batch.anomaly_map[index].squeeze().float().cpu().numpy()
+            named["merged map"] = heat_map(image, merged, threshold=threshold)
             if branch_maps.reconstruction is not None:
-                named["reconstruction"] = self._picture(
-                    to_rgb(branch_maps.reconstruction[index], model.mean, model.std)
-                )
+                reconstruction = to_rgb(branch_maps.reconstruction[index], model.mean, model.std)
+                named["reconstruction"] = resized(reconstruction, self.field_size)
             score = float(batch.pred_score[index]) if batch.pred_score is not None else float("nan")
             label = None if batch.pred_label is None else bool(batch.pred_label[index])
             dominant_name = dominant[index] if len(parts) > 1 else None
@@ -196,10 +195,3 @@ class NpgmfVisualizer(ImageVisualizer):
             top, left = number * (side + 4) + 2, (width - side) // 2
             canvas[top : top + side, left : left + side] = cv2.resize(patch, (side, side))
         return canvas
-
-    def _resize(self, values: Tensor) -> NDArray[np.float32]:
-        plane = values.squeeze().float().cpu().numpy()
-        return np.asarray(cv2.resize(plane, self.field_size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
-
-    def _picture(self, picture: Picture) -> Picture:
-        return np.asarray(cv2.resize(picture, self.field_size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
