@@ -139,4 +139,4 @@ class CompositionMerger(nn.Module):
         lead = self.of_distance(count_distance)
         if branches is not None:
             lead = lead - branches.relu()
-        return SURPLUS_WEIGHT * lead.clamp(0, LARGEST_LEAD).view(-1, 1, 1, 1) * surplus
+        return SURPLUS_WEIGHT * lead.relu().clamp_max(LARGEST_LEAD).view(-1, 1, 1, 1) * surplus
