@@ -63,8 +63,11 @@ def runs(number: int) -> bool:
 def test_a_cell_ends_with_its_runner(tmp_path: Path, number: signal.Signals, status: int) -> None:
     (tmp_path / "runner.py").write_text(RUNNER)
     (tmp_path / "cell.py").write_text(CELL)
-    # Under nohup, programs inherit that SIGHUP is ignored, and so would the runner, as it should.
-    default = f"import signal, runpy; signal.signal({int(signal.SIGHUP)}, signal.SIG_DFL); runpy.run_path('runner.py')"
+    # Under nohup and in the background, programs inherit that signals are ignored, and so would the runner, as it should.
+    default = (
+        "import signal, runpy; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_path('runner.py')"
+    )
     runner = subprocess.Popen([sys.executable, "-c", default], cwd=tmp_path, stderr=subprocess.DEVNULL)
     started = wait_for(tmp_path / "started")
     assert all(map(runs, started))
