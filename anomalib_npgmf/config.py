@@ -151,7 +151,7 @@ PRESETS: dict[str, ModelConfig] = {
             fusion_depth=1,
             decoder_blocks=2,
         ),
-        structural=StructuralConfig(coreset_ratio=0.1, neighbourhood=1, whiten=True),
+        structural=StructuralConfig(coreset_ratio=0.1, neighbourhood=(1, 3), whiten=True),
     ),
 }
 

@@ -96,6 +96,6 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     return replace(
         settings,
         logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks),
-        structural=replace(settings.structural, whiten=False, neighbourhood=3),
+        structural=replace(settings.structural, whiten=False, neighbourhood=(3,)),
         composition=composition,
     )

@@ -14,8 +14,9 @@ class StructuralConfig:
         levels: Backbone levels that a patch aggregates, finest first. Level k has stride 2^k: the default takes
             strides 8 and 16, the second and third block of a ResNet. The paper numbers these convolution groups 3 and 4
             as well.
-        neighbourhood: Side of the square of positions over which each level is averaged, odd; 1 for no averaging. 3 is
-            PatchCore's: distances vary less between normal images. Without averaging small damage stands out more.
+        neighbourhood: Side of the square of positions over which a level is averaged, odd; one for all levels, or one
+            for each. 3 is PatchCore's. 1 stands for no averaging: small damage stands out more, and normal images vary
+            more.
         coreset_ratio: Fraction of all training patches that the memory bank keeps, in (0, 1].
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
@@ -42,7 +43,7 @@ class StructuralConfig:
     """
 
     levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
-    neighbourhood: Annotated[int, Range(1, 15)] = 3
+    neighbourhood: Annotated[tuple[Annotated[int, Range(1, 15)], ...], Items(at_least=1, distinct=False)] = (3,)
     coreset_ratio: Annotated[float, Range(0, 1, above_low=True)] = 0.01
     coreset_method: Literal["fast", "exact"] = "fast"
     bank_dtype: Literal["float32", "float16"] = "float32"
@@ -51,10 +52,16 @@ class StructuralConfig:
     collect_gb: Annotated[float, Range(0)] = 2.0
 
     def __post_init__(self) -> None:
-        """Check types, ranges, the neighbourhood and the order of the levels."""
+        """Check types, ranges, the neighbourhoods and the order of the levels."""
         check_fields(self, "structural.")
-        if self.neighbourhood % 2 == 0:
+        if any(side % 2 == 0 for side in self.neighbourhood):
             msg = f"structural.neighbourhood must be odd, so that it has a centre, but it is {self.neighbourhood}."
+            raise ValueError(msg)
+        if len(self.neighbourhood) not in (1, len(self.levels)):
+            msg = (
+                f"structural.neighbourhood must hold one number, or one for each of the levels {self.levels}, but it "
+                f"is {self.neighbourhood}."
+            )
             raise ValueError(msg)
         if list(self.levels) != sorted(self.levels):
             msg = f"structural.levels must be in ascending order, finest first, but they are {self.levels}."

@@ -32,7 +32,7 @@ class StructuralBranch(nn.Module):
         (12, torch.Size([2, 1, 8, 8]))
     """
 
-    neighbourhood: int = 3  # default for .pt files of old versions, which stored none
+    neighbourhood: tuple[int, ...] = (3,)  # default for .pt files of old versions, which stored none
 
     def __init__(self, channels: Sequence[int], config: StructuralConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()
@@ -67,10 +67,8 @@ class StructuralBranch(nn.Module):
             found = tuple(level.shape[1] for level in features)
             msg = f"The structural branch was made for maps of {self.channels} channels, but it got {found}."
             raise ValueError(msg)
-        side = self.neighbourhood
-        if side > 1:
-            features = [functional.avg_pool2d(level, side, stride=1, padding=side // 2) for level in features]
-        return concatenated(features)
+        sides = self.neighbourhood if len(self.neighbourhood) > 1 else self.neighbourhood * len(features)
+        return concatenated([averaged(level, side) for level, side in zip(features, sides, strict=True)])
 
     @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
@@ -103,6 +101,20 @@ class StructuralBranch(nn.Module):
         patches = self.embed(features)
         distances = self.bank.search(patches.flatten(0, 2))
         return distances.reshape(patches.shape[:3]).unsqueeze(1)
+
+
+def averaged(features: Tensor, side: int) -> Tensor:
+    """Mean over the neighbourhood of every position; zeros beyond the border.
+
+    Args:
+        features: Map ``[B, C, H, W]``.
+        side: Side of the neighbourhood, odd; 1 leaves the map as it is.
+
+    Example:
+        >>> [round(value, 3) for value in averaged(torch.ones(1, 1, 3, 3), 3)[0, 0, 1].tolist()]
+        [0.667, 1.0, 0.667]
+    """
+    return features if side == 1 else functional.avg_pool2d(features, side, stride=1, padding=side // 2)
 
 
 def concatenated(features: Sequence[Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ def runs(number: int) -> bool:
 def test_a_cell_ends_with_its_runner(tmp_path: Path, number: signal.Signals, status: int) -> None:
     (tmp_path / "runner.py").write_text(RUNNER)
     (tmp_path / "cell.py").write_text(CELL)
-    # Under nohup and in the background, programs inherit that signals are ignored, and so would the runner, as it should.
+    # Under nohup or in the background programs inherit that signals are ignored, and so would the runner, as it should.
     default = (
         "import signal, runpy; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         "signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_path('runner.py')"

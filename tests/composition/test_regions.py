@@ -184,13 +184,13 @@ def test_preset_small_has_regions_and_plus_has_none() -> None:
     assert small.composition is not None
     assert (small.composition.levels, small.composition.region_levels) == ((3, 4, 5), (4, 5))
     assert small.structural.whiten
-    assert small.structural.neighbourhood == 1
+    assert small.structural.neighbourhood == (1, 3)
     chosen = resolve("small", {}, composition={"region_levels": []}).composition
     assert chosen == CompositionConfig(levels=(3, 4, 5))
     plus = resolve("plus", {})
     assert plus.composition == CompositionConfig()
     assert not plus.structural.whiten
-    assert plus.structural.neighbourhood == 3
+    assert plus.structural.neighbourhood == (3,)
     assert resolve("fast", {}, composition=True).composition == CompositionConfig()
 
 
@@ -198,7 +198,7 @@ def test_files_of_before_have_no_regions() -> None:
     """Of version 0.1, whose files name no configuration; and a module that was pickled without them."""
     former = former_choices(resolve("small", {}, composition=True))
     assert former.composition == CompositionConfig()
-    assert (former.structural.whiten, former.structural.neighbourhood) == (False, 3)
+    assert (former.structural.whiten, former.structural.neighbourhood) == (False, (3,))
     assert former_choices(resolve("small", {}, composition={"levels": (4,)})).composition == CompositionConfig(
         levels=(4,)
     )

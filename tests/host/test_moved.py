@@ -111,7 +111,7 @@ def of_before(preset: str) -> tuple[Npgmf, dict[str, Any]]:
     former = {"dilations": "level", "rectify_embedding": False, "decoder_blocks": BLOCKS[preset]}
     torch.manual_seed(0)
     model = Npgmf(
-        **given | {"logical": given["logical"] | former, "structural": {"whiten": False, "neighbourhood": 3}}
+        **given | {"logical": given["logical"] | former, "structural": {"whiten": False, "neighbourhood": (3,)}}
     ).eval()
     model.model.merger.calibrate({"logical": (1.0, 0.5)})
     metadata = {name: value for name, value in model.describe().items() if name != "configuration"}
