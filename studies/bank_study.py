@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from _common import options
 from _drawn import DEFAULTS, PHOTOGRAPHS, DrawnCategory, Pictures, collect, photographs_and_drawn, scores, smoothed
 from torch import Tensor
@@ -24,19 +23,20 @@ from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.config import COMPOSITIONS, PRESETS
 from anomalib_npgmf.structural import MemoryBank
-from anomalib_npgmf.structural.model import concatenated
+from anomalib_npgmf.structural.model import averaged, concatenated
 
 LEVELS = (3, 4, 5)
 RATIO = PRESETS["small"].structural.coreset_ratio
-# levels, whether patches are averaged over 3 x 3, whether features are whitened
-BANKS: dict[str, tuple[tuple[int, ...], bool, bool]] = {
-    "levels 3, 4, averaged (PatchCore)": ((3, 4), True, False),
-    "levels 3, 4": ((3, 4), False, False),
-    "levels 3, 4, averaged, whitened": ((3, 4), True, True),
-    "levels 3, 4, whitened (preset small)": ((3, 4), False, True),
-    "level 3, whitened": ((3,), False, True),
-    "level 4, whitened": ((4,), False, True),
-    "levels 4, 5, whitened (regions)": ((4, 5), False, True),
+# levels, side of the neighbourhood over which each is averaged, whether features are whitened
+BANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...], bool]] = {
+    "levels 3, 4, averaged (PatchCore)": ((3, 4), (3, 3), False),
+    "levels 3, 4": ((3, 4), (1, 1), False),
+    "levels 3, 4, averaged, whitened": ((3, 4), (3, 3), True),
+    "levels 3, 4, whitened": ((3, 4), (1, 1), True),
+    "levels 3, 4, the latter averaged, whitened (preset small)": ((3, 4), (1, 3), True),
+    "level 3, whitened": ((3,), (1,), True),
+    "level 4, whitened": ((4,), (1,), True),
+    "levels 4, 5, whitened (regions)": ((4, 5), (1, 1), True),
 }
 SMALL = COMPOSITIONS["small"]
 COMPOSED = {
@@ -46,12 +46,11 @@ COMPOSED = {
 MARGINS = (0.0, 0.5, 1.0)
 
 
-def bank_maps(levels: Sequence[Tensor], train: Sequence[int], averaged: bool, whitened: bool) -> Tensor:
+def bank_maps(levels: Sequence[Tensor], train: Sequence[int], sides: Sequence[int], whitened: bool) -> Tensor:
     """Distance [N, 1, h, w] of every patch of all images to the nearest in the bank of the training images."""
-    if averaged:
-        levels = [F.avg_pool2d(level, 3, 1, 1) for level in levels]
     whiten = [level.shape[1] for level in levels] if whitened else None
-    bank, patches = MemoryBank(RATIO, whiten=whiten), concatenated(levels)
+    patches = concatenated([averaged(level, side) for level, side in zip(levels, sides, strict=True)])
+    bank = MemoryBank(RATIO, whiten=whiten)
     bank.append(patches[list(train)].flatten(1, 2))
     bank.finish()
     return torch.cat([bank.search(image.flatten(0, 1)) for image in patches]).view(patches.shape[:3]).unsqueeze(1)
@@ -71,8 +70,8 @@ def composed(pictures: Pictures, config: CompositionConfig) -> CompositionBranch
 def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
     """Image AUROC of every variant by kind of anomaly; for banks also AU-sPRO."""
     found = {}
-    for name, (levels, averaged, whitened) in BANKS.items():
-        raw = bank_maps([pictures.features[level] for level in levels], pictures.train, averaged, whitened)
+    for name, (levels, sides, whitened) in BANKS.items():
+        raw = bank_maps([pictures.features[level] for level in levels], pictures.train, sides, whitened)
         shown = smoothed(raw, (256, 256))
         found[f"bank: {name}"] = scores(pictures.paths, shown.amax((1, 2, 3)), shown)
     for name, config in COMPOSED.items():
