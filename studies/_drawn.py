@@ -217,10 +217,10 @@ def photographs_and_drawn(cells: Mapping[str, Any], column: str) -> list[Row]:
         column: What the variants are called.
     """
     found = long(cells)
-    photographs = found.category == PHOTOGRAPHS
     rows = []
     for name, of_name in found.groupby("name", sort=False):
         row: Row = {column: str(name)}
+        photographs = of_name.category == PHOTOGRAPHS
         for metric in ("AUROC", "sPRO"):
             for title, chosen in ((PHOTOGRAPHS, of_name[photographs]), ("drawn", of_name[~photographs])):
                 means = chosen.groupby("column").value.mean()
