@@ -14,9 +14,9 @@ class StructuralConfig:
         levels: Backbone levels that a patch aggregates, finest first. Level k has stride 2^k: the default takes
             strides 8 and 16, the second and third block of a ResNet. The paper numbers these convolution groups 3 and 4
             as well.
-        neighbourhood: Side of the square of positions over which a level is averaged, odd; one for all levels, or one
-            for each. 3 is PatchCore's. 1 stands for no averaging: small damage stands out more, and normal images vary
-            more.
+        neighbourhood: Side of the square of positions over which each level is averaged, odd, finest level first; the
+            last one holds for all further levels. 3 is PatchCore's. 1 stands for no averaging: small damage stands out
+            more, and normal images vary more.
         coreset_ratio: Fraction of all training patches that the memory bank keeps, in (0, 1].
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
@@ -56,12 +56,6 @@ class StructuralConfig:
         check_fields(self, "structural.")
         if any(side % 2 == 0 for side in self.neighbourhood):
             msg = f"structural.neighbourhood must be odd, so that it has a centre, but it is {self.neighbourhood}."
-            raise ValueError(msg)
-        if len(self.neighbourhood) not in (1, len(self.levels)):
-            msg = (
-                f"structural.neighbourhood must hold one number, or one for each of the levels {self.levels}, but it "
-                f"is {self.neighbourhood}."
-            )
             raise ValueError(msg)
         if list(self.levels) != sorted(self.levels):
             msg = f"structural.levels must be in ascending order, finest first, but they are {self.levels}."

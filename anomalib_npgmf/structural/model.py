@@ -67,8 +67,8 @@ class StructuralBranch(nn.Module):
             found = tuple(level.shape[1] for level in features)
             msg = f"The structural branch was made for maps of {self.channels} channels, but it got {found}."
             raise ValueError(msg)
-        sides = self.neighbourhood if len(self.neighbourhood) > 1 else self.neighbourhood * len(features)
-        return concatenated([averaged(level, side) for level, side in zip(features, sides, strict=True)])
+        last = len(self.neighbourhood) - 1
+        return concatenated([averaged(f, self.neighbourhood[min(i, last)]) for i, f in enumerate(features)])
 
     @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str] | None = None) -> None:
