@@ -14,6 +14,7 @@ from torch import Tensor
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.host.drawing import HEADER, Picture, heat_map, outline
+from anomalib_npgmf.host.verdict import part_scores
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, dominant_part, maps_of, title_of
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import gaussian_blur
@@ -144,6 +145,9 @@ def test_which_branch_dominates_and_on_what_scale() -> None:
     }
     # in sd: branches 9, 27 and 9 at their peaks, and one sd less; composition 7, 7 and 11
     assert dominant_part(merger, maps) == ["logical", "structural", "composition"]
+    scores = part_scores(merger, maps)  # on the scale of the merged score, which the larger of two decides
+    assert scores["logical"].tolist() == pytest.approx([9 / 2**0.5 - 1] * 3, rel=0.05)
+    assert scores["composition"].tolist() == pytest.approx([7 / 2**0.5, 7 / 2**0.5, 11 / 2**0.5])
     parts = merger.calibrated_maps(maps)
     assert float(parts["composition"][0].max()) == 0  # no surplus
     assert float(parts["composition"][1].max()) == 0  # the branches score higher
