@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from anomalib_npgmf.metrics.curve import SproCurve
 from anomalib_npgmf.metrics.evaluate import LIMITS, evaluate_with_curves
-from anomalib_npgmf.metrics.functional import SproCurve
 
 T = TypeVar("T")
 

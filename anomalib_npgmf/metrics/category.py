@@ -20,12 +20,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from anomalib_npgmf.metrics.annotation import AnnotatedImage, LoadMap, annotate
-from anomalib_npgmf.metrics.functional import (
-    Hits,
-    SproCurve,
-    add_counts,
-    merge_hits,
-)
+from anomalib_npgmf.metrics.curve import Hits, SproCurve, add_counts, merge_hits
 from anomalib_npgmf.metrics.ground_truth import (
     read_defects_config,
 )

@@ -10,8 +10,8 @@ import numpy as np
 import tifffile
 
 from anomalib_npgmf.metrics.category import Progress, spro_curves
+from anomalib_npgmf.metrics.curve import SproCurve, check_limit
 from anomalib_npgmf.metrics.files import reading
-from anomalib_npgmf.metrics.functional import SproCurve, check_limit
 from anomalib_npgmf.metrics.ground_truth import (
     GOOD,
     KINDS,

@@ -18,7 +18,7 @@ from torch import Tensor
 from anomalib_npgmf.disk import reserve
 from anomalib_npgmf.metrics.base import Kind, LocoMetric, has_loco_layout
 from anomalib_npgmf.metrics.category import spro_curves
-from anomalib_npgmf.metrics.functional import check_limit
+from anomalib_npgmf.metrics.curve import check_limit
 from anomalib_npgmf.metrics.ground_truth import CONFIG_NAME, image_size
 from anomalib_npgmf.metrics.heap import trim
 from anomalib_npgmf.metrics.scores import FloatArray, as_scores, resize_map

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spro_reference import area_under, brute_force_curve
 
 from anomalib_npgmf.metrics import auc_spro
-from anomalib_npgmf.metrics.functional import SproCurve, merge_hits
+from anomalib_npgmf.metrics.curve import SproCurve, merge_hits
 
 LIMITS = [0.01, 0.05, 0.3, 0.77, 1.0]
 
