@@ -1,11 +1,12 @@
 """Every operation between processes. All but the sending of single tensors do nothing in a single process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -76,7 +77,6 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """Sum a tensor over all processes, in place; its shape must be the same in all.
 
     Example:
-        >>> import torch
         >>> sum_over_processes(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
@@ -89,12 +89,31 @@ def broadcast_from_rank0(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors in place with those of rank 0; shapes and dtypes must be the same in every process.
 
     Example:
-        >>> import torch
         >>> broadcast_from_rank0([torch.ones(2)])
     """
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
+
+
+def broadcast_buffers(module: nn.Module, names: Sequence[str], device: torch.device) -> None:
+    """Overwrite buffers of a module with those of rank 0, whose shapes and dtypes the other processes do not know.
+
+    Args:
+        module: The same module in every process.
+        names: Its buffers.
+        device: Where other processes than rank 0 allocate them.
+
+    Example:
+        >>> bank = nn.Module()
+        >>> bank.register_buffer("norms", torch.ones(2))
+        >>> broadcast_buffers(bank, ["norms"], torch.device("cpu"))
+    """
+    layouts = gather_list([{name: (getattr(module, name).shape, getattr(module, name).dtype) for name in names}])
+    if process_rank() > 0:
+        for name, (shape, dtype) in layouts[0].items():
+            setattr(module, name, torch.empty(shape, dtype=dtype, device=device))
+    broadcast_from_rank0(getattr(module, name) for name in names if getattr(module, name).numel() > 0)
 
 
 def rank_offset(count: int) -> tuple[int, int]:

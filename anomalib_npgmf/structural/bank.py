@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anomalib_npgmf.distributed import broadcast_from_rank0, gather_list, process_rank, raise_together
+from anomalib_npgmf.distributed import broadcast_buffers, gather_list, process_rank, raise_together
 from anomalib_npgmf.structural.collector import PatchCollector
-from anomalib_npgmf.structural.coreset import select_from_blocks
+from anomalib_npgmf.structural.coreset import rows_of_blocks, select_from_blocks
 from anomalib_npgmf.structural.reduction import principal_components, reduce
 from anomalib_npgmf.structural.search import nearest, rows_per_chunk
 from anomalib_npgmf.structural.whitening import whitening
@@ -128,7 +128,7 @@ class MemoryBank(nn.Module):
             if process_rank() == 0:
                 # Not concatenated: a contiguous copy would double the memory needed.
                 self.build(collector.ordered(), collector.num_patches, progress=progress)
-        self._broadcast(device)
+        broadcast_buffers(self, _BUFFERS, device)
 
     def search(self, queries: Tensor) -> Tensor:
         """Return the distance of every query to its nearest patch in the bank (eqs. 9 and 10).
@@ -199,9 +199,9 @@ class MemoryBank(nn.Module):
                 block.copy_((block.float() - self.center) @ self.metric)
         rows = select_from_blocks(blocks, size, method=self.coreset_method, seed=self.seed, progress=progress)
         if self.whiten is None:
-            self.fill(_take(blocks, rows))
+            self.fill(rows_of_blocks(blocks, rows))
         else:
-            self._store(_take(blocks, rows))
+            self._store(rows_of_blocks(blocks, rows))
 
     def fill(self, patches: Tensor) -> None:
         """Store these patches as the bank, without selection and whitening.
@@ -230,14 +230,6 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         self.norms = self.embeddings.float().square().sum(dim=1)
 
-    def _broadcast(self, device: torch.device) -> None:
-        """Overwrite the buffers with those of rank 0, whose shapes the other processes do not know."""
-        layouts = gather_list([{name: (getattr(self, name).shape, getattr(self, name).dtype) for name in _BUFFERS}])
-        if process_rank() > 0:
-            for name, (shape, dtype) in layouts[0].items():
-                setattr(self, name, torch.empty(shape, dtype=dtype, device=device))
-        broadcast_from_rank0(getattr(self, name) for name in _BUFFERS if getattr(self, name).numel() > 0)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Complete what was pickled by 0.1, which had no whitening."""
         super().__setstate__(state)
@@ -254,14 +246,3 @@ class MemoryBank(nn.Module):
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _take(blocks: list[Tensor], rows: Tensor) -> Tensor:
-    """Return the given rows of the concatenated blocks, in float32."""
-    taken = blocks[0].new_empty(len(rows), blocks[0].shape[1], dtype=torch.float32)
-    start = 0
-    for block in blocks:
-        inside = (rows >= start) & (rows < start + len(block))
-        taken[inside] = block[rows[inside] - start].float()
-        start += len(block)
-    return taken

@@ -91,6 +91,29 @@ def select_from_blocks(
     return LazyGreedy(features, size, exact=method == "exact").run(start, progress=progress)
 
 
+def rows_of_blocks(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Take rows of embeddings given as blocks, without concatenating them.
+
+    Args:
+        blocks: Blocks of embeddings ``[n_i, d]``, N in total.
+        rows: Indices in [0, N) ``[M]`` (int64), as `select_from_blocks` returns them.
+
+    Returns:
+        ``[M, d]``, float32.
+
+    Example:
+        >>> rows_of_blocks([torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0]])], torch.tensor([2, 0])).tolist()
+        [[2.0], [0.0]]
+    """
+    taken = blocks[0].new_empty(len(rows), blocks[0].shape[1], dtype=torch.float32)
+    start = 0
+    for block in blocks:
+        inside = (rows >= start) & (rows < start + len(block))
+        taken[inside] = block[rows[inside] - start].float()
+        start += len(block)
+    return taken
+
+
 def covering_radius(embedding: Tensor, indices: Tensor) -> float:
     """Return the largest distance of any embedding to its nearest selected one, the objective of k-centre.
 
