@@ -9,9 +9,6 @@ bank are larger: give the ``datamodule`` as well, and the calibration and the th
 exported file. The model itself stays as it is.
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +20,12 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
+from anomalib_npgmf.export.bank import bank_of_size, bank_shape
 from anomalib_npgmf.export.metadata import write_onnx, write_torch
 from anomalib_npgmf.export.quantisation import compress_weights, name_by_scope, quantise
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
-
-logger = logging.getLogger(__name__)
 
 OPSET = 18  # the one that torch's exporter is written for; anomalib asks for 14 and gets 18 with a warning
 _SINGLE_FILE_BYTES = 1_900_000_000  # a protobuf message, and so an ONNX file, ends at 2 GiB
@@ -185,63 +181,14 @@ def compress_openvino(
 ) -> Any:
     """Compress a converted model; anomalib's ``to_openvino`` calls this as a method of the model."""
     if compression_type == CompressionType.INT8:
-        return compress_weights(model, _bank_shape(module))
+        return compress_weights(model, bank_shape(module))
     return ExportMixin._compress_ov_model(module, model, compression_type, *args, **kwargs)
 
 
 def quantise_openvino(module: "Npgmf", model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
     """Quantise a converted model; anomalib's ``to_openvino`` calls this as a method of the model."""
     assert datamodule is not None
-    return quantise(model, _bank_shape(module), datamodule)
-
-
-def _bank_shape(module: "Npgmf") -> tuple[int, int] | None:
-    if module.model.structural is None:
-        return None
-    rows, columns = module.model.structural.bank.embeddings.shape
-    return rows, columns
-
-
-@contextmanager
-def bank_of_size(module: "Npgmf", size: int | None, datamodule: AnomalibDataModule | None) -> Iterator[None]:
-    """Shrink the bank, and calibrate for it, while a file is written.
-
-    Args:
-        module: The trained model.
-        size: Number of patches to keep; ``None`` keeps all.
-        datamodule: Data to calibrate on.
-
-    Raises:
-        ValueError: If the size is out of range, or there is no bank.
-    """
-    if size is None:
-        yield
-        return
-    if module.model.structural is None:
-        msg = "bank_size has no meaning for a model without structural branch; leave it out."
-        raise ValueError(msg)
-    bank = module.model.structural.bank
-    parts = [part for part in (module.model.merger, module.post_processor) if part is not None]
-    embeddings, norms = bank.embeddings, bank.norms
-    states = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
-    bank.shrink(size)
-    try:
-        if datamodule is None:
-            logger.warning(
-                "The bank shrinks from %d to %d patches, but calibration and threshold stay the whole bank's "
-                "and scores rise; pass a data module to calibrate anew.",
-                len(embeddings),
-                size,
-            )
-        else:
-            module.calibrate(datamodule)
-        module.calibrated_for_bank = datamodule is not None
-        yield
-    finally:
-        module.calibrated_for_bank = True
-        bank.embeddings, bank.norms = embeddings, norms
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(state)
+    return quantise(model, bank_shape(module), datamodule)
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
