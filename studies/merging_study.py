@@ -90,7 +90,7 @@ def plain_surplus(net: NpgmfModel, images: Tensor) -> Tensor:
     for part in net.composition.histograms:
         evidence = part([finest[index] for index in range(len(net.composition.levels))], net.merger.size).evidence
         pairs = [found for index, found in zip(part.inputs, evidence, strict=True) if index == 0]
-        shown.append(torch.stack([surplus_of(found, net.merger.size) for found in pairs]).mean(dim=0))
+        shown.append(net.merger.resize(torch.stack([surplus_of(found) for found in pairs]).mean(dim=0)))
     return torch.stack(shown).amax(dim=0)
 
 

@@ -181,11 +181,15 @@ class CodeHistograms(nn.Module):
         levels = sorted(set(self.inputs))[:_SHOWN_LEVELS]
         largest = torch.stack([found.contributions.amax(dim=(1, 2, 3, 4)) for found in evidence]).amax(dim=0)
         largest = largest.clamp_min(_SMALLEST).view(-1, 1, 1, 1, 1)
-        shown = [
-            surplus_of(found, size, found.contributions.clamp_min(0) / largest)
-            for index, found in zip(self.inputs, evidence, strict=True)
-            if index in levels
-        ]
+        shown = []
+        for level in levels:  # all have as many sizes, so the mean over levels is that over all pairs
+            of_sizes = [
+                surplus_of(found, found.contributions.clamp_min(0) / largest)
+                for index, found in zip(self.inputs, evidence, strict=True)
+                if index == level
+            ]
+            patches = torch.stack(of_sizes).mean(dim=0)
+            shown.append(F.interpolate(patches, size=size, mode="bilinear", align_corners=False))
         return torch.stack(shown).mean(dim=0)
 
     def histogram(self, memberships: Tensor) -> Tensor:
@@ -195,24 +199,22 @@ class CodeHistograms(nn.Module):
         return (rows @ memberships @ columns.T + _EPSILON).sqrt()
 
 
-def surplus_of(found: Evidence, size: tuple[int, int], importance: Tensor | float = 1.0) -> Tensor:
-    """Surplus of each position for one pair of level and codebook size, mean over the codebooks.
+def surplus_of(found: Evidence, importance: Tensor | float = 1.0) -> Tensor:
+    """Surplus of each patch for one pair of level and codebook size, mean over the codebooks.
 
     Args:
         found: Of the pair.
-        size: Height and width of the map.
         importance: Factor of each code in each cell, [B, R, K, g, g].
 
     Returns:
-        [B, 1, *size], in [0, 1].
+        [B, 1, H, W] at the size of the level's map, in [0, 1].
     """
     memberships, shares = found.memberships, found.shares
     fraction = ((shares - found.normal_shares) / shares.clamp_min(_EPSILON)).clamp(0, 1) * importance
     rows, columns = (cell_means(side, shares.shape[-1], shares) for side in memberships.shape[-2:])
     # Each patch reads its own cell; one on a border reads a mean of both.
     fraction = (rows / rows.sum(dim=0)).T @ fraction @ (columns / columns.sum(dim=0))
-    patches = (memberships * fraction).sum(dim=2).mean(dim=1, keepdim=True)
-    return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
+    return (memberships * fraction).sum(dim=2).mean(dim=1, keepdim=True)
 
 
 def cell_means(side: int, grid: int, like: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The histograms of the cells of a grid see what lies in the wrong place, or goes with the wrong part."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
-from anomalib_npgmf.composition.histogram import CodeHistograms, cell_means
+from anomalib_npgmf.composition.histogram import CodeHistograms, cell_means, surplus_of
 from anomalib_npgmf.composition.model import GRID_MARGIN
 
 SIDE = 8
@@ -100,6 +102,30 @@ def test_map_is_the_surplus_of_each_patch_by_hand() -> None:
             expected[row, column] = (memberships[:, :, row, column] * surplus).sum(1).mean()
     assert expected.max() > 0.3
     torch.testing.assert_close(part([features], (SIDE, SIDE)).surplus[0, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_map_enlarges_each_level_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the mean over the pairs of level and codebook size, of the two finest of three levels."""
+    part = CodeHistograms([3, 4, 5], [3, 3, 3], (2, 3, 4), books=2, grid=2)
+    finest = torch.cat([_pair(1, 2, seed) for seed in range(40)])
+    levels = [finest, F.avg_pool2d(finest, 2), F.avg_pool2d(finest, 4)]
+    part.fit(levels, torch.zeros(40, 3, 128, 128, dtype=torch.uint8))
+    probe = _pair(2, 2, 800)
+    enlarge, sides = F.interpolate, []
+
+    def counted(patches: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        sides.append(patches.shape[-1])
+        return enlarge(patches, **kwargs)
+
+    monkeypatch.setattr(F, "interpolate", counted)
+    output = part([probe, F.avg_pool2d(probe, 2), F.avg_pool2d(probe, 4)], (32, 32))
+    assert sides == [SIDE, SIDE // 2]
+    assert part.inputs == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    largest = max(float(found.contributions.max()) for found in output.evidence)
+    surplus = [surplus_of(found, found.contributions.clamp_min(0) / largest) for found in output.evidence[:6]]
+    expected = torch.stack([enlarge(patches, size=(32, 32), mode="bilinear") for patches in surplus]).mean(dim=0)
+    assert expected.max() > 0.05
+    torch.testing.assert_close(output.surplus, expected)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4])
