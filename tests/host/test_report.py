@@ -1,61 +1,24 @@
-"""What `anomalib predict` and `anomalib test` answer: verdicts, their files, and the page, also in a browser."""
+"""What `anomalib predict` and `anomalib test` answer: verdicts, their files, and the page of a run."""
 
 import csv
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from _factory import draw, draw_category, make_engine, make_model, mvtec
+from _page import Page
 from PIL import Image
 from rich.console import Console
 
 from anomalib_npgmf.host import report
-from anomalib_npgmf.host.page import Thumbnails, write_page
-from anomalib_npgmf.host.report import Report, print_table, summary_of, table_of, worst_first
-from anomalib_npgmf.host.verdict import Region, Verdict, scores_of_calibration, verdicts_of
+from anomalib_npgmf.host.report import Report, print_table, table_of
+from anomalib_npgmf.host.verdict import Verdict, scores_of_calibration, verdicts_of
 
 ODD = '<img src=x onerror=alert(1)> &amp; "q" [red].png'
 PARTS = {"logical", "structural", "composition"}
-
-
-class Page(HTMLParser):
-    """Rows of the page by file, with their cells' text, and its embedded scores."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.scores: list[Any] = []
-        self._row: dict[str, Any] | None = None
-        self._data = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append(tag)
-        self._data = str(given.get("id") if tag == "script" else "")
-        self.sources += [str(given[name]) for name in ("src", "href") if name in given]
-        if tag == "tr" and "data-name" in given:
-            self._row = {"text": "", **given, "images": 0}
-            self.rows[Path(str(given["data-name"])).name] = self._row
-        if tag == "img" and self._row is not None:
-            self._row["images"] += 1
-
-    def handle_endtag(self, tag: str) -> None:
-        self._data = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._data == "scores":
-            self.scores = json.loads(data)
-        elif self._row is not None:
-            self._row["text"] += data
 
 
 @pytest.fixture(scope="module")
@@ -225,19 +188,6 @@ def as_if_missed(module: Any, batch: Any) -> list[Verdict]:
     return [Verdict(found.path, score, score > 0.5, 0.5, truth=True)]
 
 
-def test_long_lists_are_cut_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomalib_npgmf.host.page.LISTED", 3)
-    verdicts = [Verdict(f"{i}.png", i / 10, i > 5, 0.5) for i in range(10)]
-    verdicts.append(Verdict("torn.png", error="truncated"))
-    verdicts.sort(key=worst_first)
-    write_page(verdicts, {}, tmp_path / "report.html", summary=summary_of(verdicts))
-    page = Page(tmp_path / "report.html")
-    assert list(page.rows) == ["torn.png", "9.png", "8.png"]
-    assert len(page.scores) == 10  # the slider counts all of them
-    assert "The 3 highest scores of 11 are listed" in (tmp_path / "report.html").read_text()
-    assert summary_of(verdicts) == "11 pictures: 4 anomalous, 6 normal, 1 unreadable; threshold 0.5."
-
-
 def test_good_pictures_that_the_threshold_was_set_on_are_drawn(run: dict[str, Any]) -> None:
     """In a test and in a prediction, on the scale of all scores, in a histogram of their own."""
     post = run["model"].post_processor
@@ -252,100 +202,10 @@ def test_good_pictures_that_the_threshold_was_set_on_are_drawn(run: dict[str, An
         assert post.statement() in text
 
 
-def test_scores_that_are_no_numbers_leave_the_page_readable(tmp_path: Path) -> None:
-    write_page([Verdict("a.png"), Verdict("b.png", 0.4, False, 0.5)], {}, tmp_path / "report.html", summary="")
-    page = Page(tmp_path / "report.html")
-    assert set(page.rows) == {"a.png", "b.png"}
-    assert page.scores == [[0.4, None]]
-
-
 def test_a_table_in_a_file_keeps_its_lines_whole(capsys: pytest.CaptureFixture[str]) -> None:
     reason = "unlike anything in the good pictures: " + 10 * "upper left "
     print_table(table_of([Verdict(f"/p/{'long' * 20}.png", 0.7, True, 0.5, part="logical", reason=reason)]))
     assert len(capsys.readouterr().out.splitlines()) == 3
-
-
-# ------------------------------------------------------------------ in a browser
-
-PICTURES = [
-    Verdict("/p/a.png", 0.9, True, 0.5, {"logical": 0.9}, "logical", "why", (Region(1, 2, 3, 4, 0.9),), truth=True),
-    Verdict("/p/b.png", 0.6, True, 0.5, {"structural": 0.6}, "structural", "why", truth=False),
-    Verdict("/p/c.png", 0.4, False, 0.5, {"structural": 0.4}, "structural", truth=True),
-    Verdict("/p/d.png", 0.2, False, 0.5, {"logical": 0.2}, "logical", truth=False),
-    Verdict("/p/torn.png", error="cannot be read"),
-]
-STEPS = """<script>
-const seen = [];
-const visible = () => [...byId("rows").rows].filter((row) => !row.hidden);
-const files = () => visible().map((row) => row.dataset.name.slice(3, -4)).join(" ");
-function set(id, value) {
-  byId(id).value = value;
-  byId(id).dispatchEvent(new Event("input"));
-}
-seen.push(["start", files(), byId("rejected").textContent]);
-for (const value of ["anomalous", "miss", "false alarm", "unreadable"]) {
-  set("verdict", value);
-  seen.push([value, files()]);
-}
-set("verdict", "");
-set("part", "structural"); seen.push(["structural", files()]);
-set("part", "");
-set("from", "0.3"); set("to", "0.7"); seen.push(["range", files()]);
-set("from", ""); set("to", "");
-set("sort", "score"); seen.push(["lowest", files()]);
-set("sort", "name"); seen.push(["name", files()]);
-for (const title of ["file", "score", "score", "verdict", "truth", "decided by"]) {
-  const headings = [...document.querySelectorAll("th")];
-  headings.find((heading) => heading.textContent === title).querySelector("button").click();
-  seen.push([title, files(), headings.map((heading) => heading.ariaSort).filter(Boolean).join()]);
-}
-set("threshold", "0.3");
-seen.push(["slider", byId("rejected").textContent, document.querySelector(".line").style.left]);
-byId("reset").click(); seen.push(["reset", byId("rejected").textContent]);
-document.body.dataset.seen = JSON.stringify(seen);
-</script>"""
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_controls_in_a_browser(tmp_path: Path) -> None:
-    verdicts = sorted(PICTURES, key=worst_first)
-    path = tmp_path / "report.html"
-    write_page(verdicts, {"/p/a.png": Thumbnails(b"", b"")}, path, summary=summary_of(verdicts))
-    path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"{STEPS}</body>"), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom"]
-    command = ["chromium", *options, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-    class Body(HTMLParser):
-        seen: Any = None
-
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag == "body":
-                self.seen = json.loads(dict(attrs).get("data-seen") or "null")
-
-    body = Body()
-    body.feed(shown)
-    at_half = "Threshold 0.500: 2 of 4 pictures rejected. False alarms: 1 of 2 good. Misses: 1 of 2 bad."
-    at_lower = "Threshold 0.300: 3 of 4 pictures rejected. False alarms: 1 of 2 good. Misses: 0 of 2 bad."
-    assert body.seen == [
-        ["start", "torn a b c d", at_half],
-        ["anomalous", "a b"],
-        ["miss", "c"],
-        ["false alarm", "b"],
-        ["unreadable", "torn"],
-        ["structural", "b c"],
-        ["range", "b c"],
-        ["lowest", "d c b a torn"],
-        ["name", "a b c d torn"],
-        ["file", "torn d c b a", "descending"],
-        ["score", "torn a b c d", "descending"],
-        ["score", "d c b a torn", "ascending"],
-        ["verdict", "a b c d torn", "ascending"],
-        ["truth", "torn a c b d", "ascending"],
-        ["decided by", "torn a d b c", "ascending"],
-        ["slider", at_lower, "calc(30% - 1px)"],
-        ["reset", at_half],
-    ]
 
 
 def test_the_report_is_a_callback_of_the_model() -> None:

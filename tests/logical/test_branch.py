@@ -4,30 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from _branch import CHANNELS, LEVELS, SIZE, SLIM, make_branch, make_features
 from torch import nn
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.logical.codebook import dilations_of
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.logical.model import LogicalBranch
-
-LEVELS, CHANNELS = (2, 3, 4), (8, 12, 16)
-SIZE = (128, 64)
-SLIM = {"code_dim": 8, "atrous_width": 8, "prior_dim": 8, "fusion_depth": 1, "decoder_blocks": 1, "vq_levels": (3, 4)}
-
-
-def make_branch(text_prior: str = "learned", size: tuple[int, int] = SIZE, **changes: Any) -> LogicalBranch:
-    torch.manual_seed(0)
-    config = LogicalConfig(**(SLIM | changes))
-    return LogicalBranch(LEVELS, CHANNELS, (True, False, True), size, text_prior, text_dim=6, config=config)
-
-
-def make_features(size: tuple[int, int] = SIZE, batch: int = 2) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        torch.rand(batch, c, size[0] >> k, size[1] >> k, generator=generator)
-        for k, c in zip(LEVELS, CHANNELS, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("size", [(128, 128), (128, 256)])
@@ -206,58 +189,6 @@ def test_loss_levels_are_those_that_count() -> None:
     assert not torch.equal(branch.anomaly_map(features, out), branch.anomaly_map(changed, out))
 
 
-def test_dead_codes_are_moved_after_every_epoch() -> None:
-    branch = make_branch(vq_levels=(4,)).train()
-    book = branch.codebooks["4"]
-    features = make_features()
-    with torch.no_grad():
-        book.codes[1:] = 1e4  # out of reach
-        before = book.codes.clone()
-        branch(features)
-        assert torch.equal(book.codes, before), "within an epoch codes stay"
-        branch.codebook_statistics()
-        branch.eval()(features)
-        assert torch.equal(book.codes, before), "evaluation changes nothing"
-        branch.train()(features)
-    assert torch.equal(book.codes[0], before[0])
-    assert (book.codes[1:] < 1e3).all()
-
-
-def test_literal_codes_start_normal_and_stay() -> None:
-    branch = make_branch(codebook_init="normal", codebook_restart=False, vq_levels=(4,)).train()
-    book = branch.codebooks["4"]
-    with torch.no_grad():
-        book.codes[1:] = 1e4
-        before = book.codes.clone()
-        branch.initialise(make_features())
-        branch(make_features())
-        branch.codebook_statistics()
-        branch(make_features())
-    assert torch.equal(book.codes, before)
-
-
-def test_data_start_uses_the_features() -> None:
-    branch = make_branch(vq_levels=(4,)).eval()
-    features = make_features()
-    z = branch.pre_codes(features)[4]
-    branch.initialise(features)
-    quantised, _ = branch.codebooks["4"](z)
-    assert (quantised - z).square().mean() < 0.5 * z.var()
-    maps = branch.code_maps(features)
-    assert maps[4].shape == (2, SIZE[0] >> 4, SIZE[1] >> 4)
-
-
-def test_statistics_name_their_level_and_start_anew() -> None:
-    branch = make_branch().train()
-    branch(make_features())
-    statistics = branch.codebook_statistics()
-    assert sorted(statistics) == ["dead_codes_3", "dead_codes_4", "perplexity_3", "perplexity_4"]
-    assert 1 <= statistics["perplexity_3"] <= 16
-    counted = branch.codebooks["3"].usage.sum()
-    branch(make_features())
-    assert branch.codebooks["3"].usage.sum() == counted, "the count of the next epoch starts at zero"
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -271,21 +202,6 @@ def test_statistics_name_their_level_and_start_anew() -> None:
 def test_bad_arguments_get_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_branch(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("codebook_init", "zero"), ("norm", "ln"), ("cosine", "global"), ("codebook_size", 0), ("window", 0)],
-)
-def test_bad_config_names_the_field(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        LogicalConfig(**{name: value})
-
-
-def test_config_takes_lists_from_yaml_in_any_order() -> None:
-    config = LogicalConfig(vq_levels=[4, 2], loss_levels=[3, 1])
-    assert config.vq_levels == (2, 4)
-    assert config.loss_levels == (1, 3)
 
 
 def test_image_head_ends_linear() -> None:
@@ -304,12 +220,6 @@ def test_standardised_channels_have_mean_0_and_standard_deviation_1() -> None:
         torch.testing.assert_close(level.mean((0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-4, rtol=0)
         torch.testing.assert_close(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=1e-4, rtol=0)
     assert all(torch.equal(a, b) for a, b in zip(make_branch().standardise(features), features, strict=True))
-
-
-@pytest.mark.parametrize("levels", [(), (2, 4, 4)])
-def test_levels_must_be_distinct_and_some(levels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"logical\.levels must be a list, .* at least 1, no two alike or None"):
-        LogicalConfig(levels=levels)
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "concat"}, {"prior_grid": 2}])
