@@ -79,6 +79,18 @@ class ModelConfig:
         return () if self.composition is None else self.composition.read_levels
 
     @property
+    def encoder_levels(self) -> list[int] | None:
+        """Levels of the encoder that any part reads; ``None`` for all that the network has."""
+        if self.logical.levels is None:
+            return None
+        levels = set(self.logical.levels)
+        if self.shares_backbone:
+            levels.update(self.structural.levels)
+        if self.shares_backbone or self.branches == "logical":
+            levels.update(self.composition_levels)
+        return sorted(levels)
+
+    @property
     def shares_backbone(self) -> bool:
         """Whether one backbone pass serves both branches."""
         same = self.structural_backbone is None or (

@@ -57,11 +57,10 @@ class NpgmfModel(nn.Module):
         self.composition: CompositionBranch | None = None
         self.encoder: Backbone | None = None
         self.structural_encoder: Backbone | None = None
-        structural_name = config.structural_backbone or config.backbone
         if config.branches != "structural":
-            self.encoder = Backbone(config.backbone, self._encoder_levels(), config.logical_image_size)
+            self.encoder = Backbone(config.backbone, config.encoder_levels, config.logical_image_size)
             used = config.logical.levels or self.encoder.levels
-            self._logical_inputs = [self.encoder.levels.index(level) for level in used]
+            self._logical_inputs = self.encoder.positions(used, "logical")
             rectified = self.encoder.rectified()
             self.logical = LogicalBranch(
                 used,
@@ -72,26 +71,19 @@ class NpgmfModel(nn.Module):
                 text_dim,
                 config.logical,
             )
+        if config.branches != "logical" and not config.shares_backbone:
+            # The composition branch reads this network too, which sees the larger images.
+            levels = sorted({*config.structural.levels, *config.composition_levels})
+            name = config.structural_backbone or config.backbone
+            self.structural_encoder = Backbone(name, levels, config.structural_image_size)
+        source = self.structural_encoder or self.encoder
+        assert source is not None
         if config.branches != "logical":
-            if not config.shares_backbone:
-                # The composition branch reads this network too, which sees the larger images.
-                levels = {*config.structural.levels, *config.composition_levels}
-                self.structural_encoder = Backbone(structural_name, sorted(levels), config.structural_image_size)
-            source = self.structural_encoder or self.encoder
-            assert source is not None
-            if missing := [level for level in config.structural.levels if level not in source.levels]:
-                msg = f"{structural_name} has the feature levels {source.levels}, not {missing}; set structural levels."
-                raise ValueError(msg)
-            self._structural_inputs = [source.levels.index(level) for level in config.structural.levels]
+            self._structural_inputs = source.positions(config.structural.levels, "structural")
             channels = [source.channels[i] for i in self._structural_inputs]
             self.structural = StructuralBranch(channels, config.structural)
         if config.composition is not None:
-            source = self.structural_encoder or self.encoder
-            assert source is not None
-            if missing := [level for level in config.composition_levels if level not in source.levels]:
-                msg = f"{source.name} has the feature levels {source.levels}, not {missing}; set composition levels."
-                raise ValueError(msg)
-            self._composition_inputs = [source.levels.index(level) for level in config.composition_levels]
+            self._composition_inputs = source.positions(config.composition_levels, "composition")
             channels = [source.channels[i] for i in self._composition_inputs]
             self.composition = CompositionBranch(config.composition_levels, channels, config.composition)
         self.mean, self.std = config.normalisation
@@ -112,18 +104,6 @@ class NpgmfModel(nn.Module):
         """Name of the first network in use, as timm knows it; anomalib's web application reads it."""
         alone = self.config.structural_backbone if self.config.branches == "structural" else None
         return alone or self.config.backbone
-
-    def _encoder_levels(self) -> list[int] | None:
-        """Levels of the encoder that any part reads; ``None`` for all that the network has."""
-        config = self.config
-        if config.logical.levels is None:
-            return None
-        levels = set(config.logical.levels)
-        if config.shares_backbone:
-            levels.update(config.structural.levels)
-        if config.shares_backbone or config.branches == "logical":
-            levels.update(config.composition_levels)
-        return sorted(levels)
 
     def _resize_to(self, size: tuple[int, int]) -> nn.Module:
         return nn.Identity() if size == self.config.image_size else AntialiasedResize(size)

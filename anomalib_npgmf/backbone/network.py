@@ -100,6 +100,21 @@ class Backbone(nn.Module):
         self.strides = tuple(2**level for level in self.levels)
         self.freeze()
 
+    def positions(self, levels: Sequence[int], part: str) -> list[int]:
+        """Index of each of a part's levels among the feature maps.
+
+        Args:
+            levels: Levels that the part reads.
+            part: Name of the part, for the error.
+
+        Raises:
+            ValueError: If one of them is not among ``levels`` of the network.
+        """
+        if missing := [level for level in levels if level not in self.levels]:
+            msg = f"{self.name} has the feature levels {self.levels}, not {missing}; set {part} levels."
+            raise ValueError(msg)
+        return [self.levels.index(level) for level in levels]
+
     def freeze(self) -> None:
         """Evaluation mode, no gradients: the encoder is frozen throughout (paper, section III-A)."""
         self._features.eval()
