@@ -30,9 +30,9 @@ class BranchMaps(NamedTuple):
             ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
             ``"count_distance"`` of each image, [B].
         reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
-            without that branch, or without ``details``.
+            without that branch, without ``details``, or where its map was known.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
-            without composition branch, or without ``details``.
+            without composition branch, without ``details``, or where its map was known.
     """
 
     maps: dict[str, Tensor]

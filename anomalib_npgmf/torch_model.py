@@ -129,9 +129,8 @@ class NpgmfModel(nn.Module):
         """
         bank = self.structural is not None and "structural" in parts
         composition = self.composition is not None and "composition" in parts
-        raw: list[Tensor] = []
-        if self.encoder is not None and ("logical" in parts or self.structural_encoder is None):
-            raw = self._encoded(image)
+        shared = self.structural_encoder is None and (bank or composition)
+        raw = self._encoded(image) if self.encoder is not None and ("logical" in parts or shared) else []
         source = raw
         if self.structural_encoder is not None and (bank or composition):
             source = at_least_single(self.structural_encoder(self._renormalised(self.resize_structural(image))))
@@ -177,7 +176,7 @@ class NpgmfModel(nn.Module):
 
         Args:
             image: Normalised images, [B, 3, *config.image_size].
-            known: Maps computed before, by part; not the logical one, which is always computed.
+            known: Maps computed before, by part; these parts are not run, and give no details.
             details: Whether to reconstruct the image and to explain the composition as well, which no map needs.
 
         Returns:
@@ -186,7 +185,7 @@ class NpgmfModel(nn.Module):
         maps = dict(known or {})
         features = self.features(image, [part for part in PARTS if part not in maps])
         reconstruction, explanations = None, []
-        if self.logical is not None:
+        if self.logical is not None and "logical" not in maps:
             output = self.logical(features.logical, reconstruct=details)
             maps["logical"] = self.logical.anomaly_map(features.logical, output)
             reconstruction = output.reconstruction

@@ -144,6 +144,28 @@ def test_known_structural_map_saves_the_search(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(first.maps["logical"], again.maps["logical"])
 
 
+@pytest.mark.parametrize("size", [128, 256], ids=["one network", "two networks"])
+def test_known_maps_of_any_part_are_taken_as_they_are(size: int) -> None:
+    """The parts and networks that only these maps need are not run."""
+    model = ready(make({"structural_image_size": size}))
+    image = torch.randn(1, 3, *model.config.image_size)
+    passes: list[nn.Module] = []
+    for network in (model.encoder, model.structural_encoder, model.logical, model.structural):
+        if network is not None:
+            network.register_forward_hook(lambda module, args, output: passes.append(module))
+    with torch.no_grad():
+        maps = model.branch_maps(image).maps
+        passes.clear()
+        found = model.branch_maps(image, {"logical": maps["logical"]}, details=True)
+        assert passes == [model.structural_encoder or model.encoder, model.structural]
+        assert found.maps["logical"] is maps["logical"]
+        torch.testing.assert_close(found.maps["structural"], maps["structural"])
+        assert found.reconstruction is None
+        passes.clear()
+        assert model.branch_maps(image, maps).maps == maps
+        assert passes == []
+
+
 @pytest.mark.parametrize("branches", ["logical", "structural"])
 def test_a_branch_alone_builds_nothing_of_the_other(branches: str) -> None:
     model = ready(make({"branches": branches}))
