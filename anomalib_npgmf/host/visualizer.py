@@ -38,9 +38,10 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
         >>> dominant_part(merger, {"logical": torch.cat([low, high]), "structural": torch.cat([high, low])})
         ['structural', 'logical']
     """
-    parts = {name: part.flatten(1) for name, part in merger.smoothed(maps).items()}
-    merged = merger.merge_branches(maps)
+    terms = merger.smoothed(maps)
+    merged = merger.combined(terms)
     assert merged is not None
+    parts = {name: part.flatten(1) for name, part in terms.items()}
     scores, peaks = merged.flatten(1).max(dim=1)
     by_composition = torch.zeros_like(scores, dtype=torch.bool)
     if merger.composition is not None:

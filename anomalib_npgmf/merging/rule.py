@@ -141,10 +141,23 @@ class MapMerger(nn.Module):
             Merged and smoothed map, [B, 1, *output_size]; ``None`` without any.
         """
         if self.maximum:
-            smoothed = list(self.smoothed(maps).values())
-            return torch.stack(smoothed).amax(dim=0) if smoothed else None
-        parts = list(self._weighted(maps).values())
-        return self._smooth(torch.stack(parts).sum(dim=0)) if parts else None  # smoothing is linear: once is enough
+            return self.combined(self.smoothed(maps))
+        total = self.combined(self._weighted(maps))
+        return None if total is None else self._smooth(total)  # smoothing is linear: once is enough
+
+    def combined(self, terms: dict[str, Tensor]) -> Tensor | None:
+        """Sum or maximum of the terms.
+
+        Args:
+            terms: By branch, [B, 1, H, W] each; of those of `smoothed` the result is `merge_branches`, up to rounding.
+
+        Returns:
+            [B, 1, H, W]; ``None`` without any.
+        """
+        if not terms:
+            return None
+        stacked = torch.stack(list(terms.values()))
+        return stacked.amax(dim=0) if self.maximum else stacked.sum(dim=0)
 
     @in_single_precision
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +171,7 @@ class MapMerger(nn.Module):
         """
         parts = self.smoothed(maps)
         if self.composition is not None:
-            merged = self.merge_branches(maps)
+            merged = self.combined(parts)
             score = None if merged is None else self.composition.of_peaks(merged.amax(dim=(1, 2, 3)))
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
             surplus = self._smooth(self.resize(maps["composition"]))

@@ -95,6 +95,18 @@ def test_maximum_of_calibrated_maps_by_hand() -> None:
     torch.testing.assert_close(merger({"logical": logical}).maps, merger.blur((logical - 2) / 0.5))
 
 
+@pytest.mark.parametrize("maximum", [False, True])
+def test_smoothed_terms_combine_to_the_merged_map_of_the_branches(maximum: bool) -> None:
+    """Smoothing is linear, and so is enlarging: the pictures need neither a second time."""
+    merger = MapMerger((32, 32), output_size=(64, 64), maximum=maximum, blur=gaussian_blur((32, 32)))
+    merger.calibrate({"logical": (2.0, 0.5), "structural": (10.0, 4.0)})
+    maps = {"logical": torch.rand(2, 1, 32, 32) * 3, "structural": torch.rand(2, 1, 8, 8) * 20}
+    for names in (["logical", "structural"], ["structural"]):
+        given = {name: maps[name] for name in names}
+        torch.testing.assert_close(merger.combined(merger.smoothed(given)), merger.merge_branches(given))
+    assert merger.combined({}) is None
+
+
 def composed(level: float = 0.0) -> MapMerger:
     merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=torch.nn.Identity())
     assert merger.composition is not None
