@@ -24,18 +24,17 @@ from anomalib_npgmf.fields import check_arguments
 from anomalib_npgmf.host import defaults
 from anomalib_npgmf.host.calibration import Calibrator, calibrate_model
 from anomalib_npgmf.host.callbacks import with_own
-from anomalib_npgmf.host.checkpoint import check_checkpoint, readable
+from anomalib_npgmf.host.checkpoint import readable
 from anomalib_npgmf.host.command_line import speak_plainly
 from anomalib_npgmf.host.compat import keep_antialiasing, set_default_epochs
 from anomalib_npgmf.host.engine import adapt_engine
-from anomalib_npgmf.host.fit import losses_of, restore_category
 from anomalib_npgmf.host.folder_check import require_pictures
-from anomalib_npgmf.host.moved import add_former_modules, former_choices, rename_attributes, rename_tensors
+from anomalib_npgmf.host.losses import log_losses, losses_of
+from anomalib_npgmf.host.moved import add_former_modules, complete_pickled
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.quiet import quieten
-from anomalib_npgmf.host.rebuild import resize_data, take_configuration
+from anomalib_npgmf.host.rebuild import restore
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer, attach_maps
-from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.torch_model import NpgmfModel
 
 add_former_modules()
@@ -127,6 +126,7 @@ class Npgmf(AnomalibModule):
         quieten()
         with speak_plainly():
             given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
+            # Under their own names: these locals become the hyper-parameters that checkpoints are compared with.
             structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
             logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
             overrides = {name: given[name] for name in OVERRIDABLE}
@@ -149,26 +149,12 @@ class Npgmf(AnomalibModule):
         """Losses of the logical branch (eq. 6)."""
         del batch_idx
         losses = losses_of(self, batch)
-        check_finite(losses, self.current_epoch)
-        for name, value in losses.items():
-            shown = "train_loss" if name == "loss" else f"train_{name}_loss"
-            bar, size = name == "loss", batch.batch_size
-            self.log(shown, value, on_step=False, on_epoch=True, prog_bar=bar, batch_size=size, sync_dist=True)
+        log_losses(self, losses, batch.batch_size)
         return losses["loss"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Adam with the paper's betas over everything that is not frozen."""
         return defaults.optimiser(self.model, self.settings.learning_rate)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the norm of the gradients, to 1 unless the trainer says otherwise."""
-        limit = defaults.GRADIENT_CLIP if gradient_clip_val is None else gradient_clip_val
-        self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> Any:
         """Predictions for metrics on the validation set; only made when something reads them."""
@@ -183,7 +169,7 @@ class Npgmf(AnomalibModule):
     def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Scores and merged maps of a batch, which also gets the maps of the branches for the visualizer."""
         del batch_idx, args, kwargs
-        self.require_training()
+        self.model.merger.require_calibration()
         assert batch.image is not None
         maps = self.model.branch_maps(batch.image, details=True)
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
@@ -199,12 +185,7 @@ class Npgmf(AnomalibModule):
         result: Tensor = transform(images) if transform else images
         return result
 
-    def require_training(self) -> None:
-        """Raise RuntimeError unless the model has been trained."""
-        if not self.model.merger.calibrated:
-            msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
-            raise RuntimeError(msg)
-
+    configure_gradient_clipping = defaults.clip_gradients
     calibrate = calibrate_model
 
     learning_type = LearningType.ONE_CLASS
@@ -247,14 +228,7 @@ class Npgmf(AnomalibModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take arguments that were not given from the checkpoint; ValueError if given ones contradict it."""
-        rename_tensors(checkpoint["state_dict"])
-        take_configuration(self, checkpoint, checkpoint.get(KEY))
-        check_checkpoint(checkpoint["state_dict"], checkpoint.get(KEY), self)
-        super().on_load_checkpoint(checkpoint)
-        keep_antialiasing(self.pre_processor)
-        resize_data(self)
-        restore_category(self, checkpoint[KEY])
-        self.weights_ready = True
+        restore(self, checkpoint, checkpoint.get(KEY))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "Npgmf":  # type: ignore[override]
@@ -271,7 +245,4 @@ class Npgmf(AnomalibModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled model, also one of a version before 0.2."""
         super().__setstate__(state)
-        self.model.merger.output_size = self.model.config.image_size  # files of before version 0.2 lack it
-        rename_attributes(self.model.composition, self.model.merger.composition)
-        if "dilations" not in vars(self.settings.logical):
-            self.settings = former_choices(self.settings)
+        complete_pickled(self)

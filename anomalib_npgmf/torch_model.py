@@ -231,9 +231,8 @@ class NpgmfModel(nn.Module):
             if self.logical is None:
                 return {"loss": image.new_zeros((), requires_grad=True)}  # a memory bank has no loss
             return self.logical.losses(self.features(image, ["logical"]).logical, self.resize_logical(image))
-        if not torch.compiler.is_compiling() and not self.merger.calibrated:
-            msg = "This Npgmf model has not been trained: fit it or load a checkpoint before predicting or exporting."
-            raise RuntimeError(msg)
+        if not torch.compiler.is_compiling():
+            self.merger.require_calibration()
         return self.merge(self.branch_maps(image).maps)
 
 

@@ -60,7 +60,7 @@ def to_torch(
         RuntimeError: If the model has not been trained.
         ValueError: If ``bank_size`` is out of range.
     """
-    module.require_training()
+    module.model.merger.require_calibration()
     with bank_of_size(module, bank_size, datamodule):
         path: Path = ExportMixin.to_torch(module, export_root, model_file_name)
         write_torch(path, module.describe() | {"input_size": None})
@@ -98,7 +98,7 @@ def to_onnx(
         ValueError: If ``input_size`` is no size or ``bank_size`` is out of range.
     """
     _require("onnx", "onnxscript")
-    module.require_training()
+    module.model.merger.require_calibration()
     if input_size is not None:
         input_size = _checked_size(input_size)
     with bank_of_size(module, bank_size, datamodule):
@@ -158,7 +158,7 @@ def to_openvino(
         msg = f"{compression_type} needs images: pass a data module (--data on the command line)."
         raise ValueError(msg)
     onnx_kwargs = dict(onnx_kwargs or {})
-    module.require_training()
+    module.model.merger.require_calibration()
     with bank_of_size(module, onnx_kwargs.pop("bank_size", None), datamodule):
         path: Path = ExportMixin.to_openvino(
             module,

@@ -1,10 +1,11 @@
-"""Default pre-processor, evaluator (the metrics of ``anomalib test``) and optimiser of Npgmf."""
+"""Default pre-processor, evaluator (the metrics of ``anomalib test``), optimiser and gradient clipping of Npgmf."""
 
 from collections.abc import Sequence
 
 import torch
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_npgmf.metrics import loco_metrics
@@ -31,6 +32,17 @@ def evaluator() -> Evaluator:
             *published,
         ]
     )
+
+
+def clip_gradients(
+    module: LightningModule,
+    optimizer: torch.optim.Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """Clip the norm of the gradients, to `GRADIENT_CLIP` unless the trainer says otherwise; a hook of Lightning."""
+    limit = GRADIENT_CLIP if gradient_clip_val is None else gradient_clip_val
+    module.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
 
 
 def optimiser(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer | None:

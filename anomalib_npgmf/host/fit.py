@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import Folder, ImageBatch
+from anomalib.data import Folder
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -189,18 +188,6 @@ def calibration_batches(trainer: Trainer, module: "Npgmf") -> Iterable[Any]:
     """Batches of the calibration images of the last fit, this process's share; none before a fit."""
     images = module.calibrator.images
     return () if images is None else map(restore_pictures, images_of(trainer, images, module.settings.image_size))
-
-
-def losses_of(module: "Npgmf", batch: ImageBatch) -> dict[str, Tensor]:
-    """Losses of a training batch, from cached features of the frozen encoder where there are any."""
-    assert batch.image is not None
-    model, cache = module.model, module.cached_features
-    if cache is None or model.logical is None:
-        losses: dict[str, Tensor] = model(batch.image)
-        return losses
-    paths = [str(path) for path in batch.image_path or []]
-    features = cache.features(paths, batch.image, lambda images: model.features(images, ["logical"]).logical)
-    return model.logical.losses(features, model.resize_logical(batch.image))
 
 
 def progress(loader: Iterable[Any], *, shown: bool) -> Iterable[Any]:

@@ -4,11 +4,14 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from anomalib_npgmf.config import COMPOSITIONS, PRESETS, ModelConfig
+
+if TYPE_CHECKING:
+    from anomalib_npgmf.lightning_model import Npgmf
 
 _PACKAGE: Final = "anomalib_npgmf"
 _MOVED: Final = {
@@ -75,6 +78,14 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
+
+
+def complete_pickled(module: "Npgmf") -> None:
+    """Give an unpickled model what files of before version 0.2 lack; a present one stays as it is."""
+    module.model.merger.output_size = module.model.config.image_size
+    rename_attributes(module.model.composition, module.model.merger.composition)
+    if "dilations" not in vars(module.settings.logical):
+        module.settings = former_choices(module.settings)
 
 
 def former_choices(settings: ModelConfig) -> ModelConfig:

@@ -4,10 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from anomalib.models.components import AnomalibModule
+
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.config import OVERRIDABLE, ModelConfig, resolve
 from anomalib_npgmf.host.calibration import Calibrator
-from anomalib_npgmf.host.moved import former_choices
+from anomalib_npgmf.host.checkpoint import check_checkpoint
+from anomalib_npgmf.host.compat import keep_antialiasing
+from anomalib_npgmf.host.fit import restore_category
+from anomalib_npgmf.host.moved import former_choices, rename_tensors
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -18,6 +23,29 @@ if TYPE_CHECKING:
 _WEIGHTS = {"backbone_weights", "structural_backbone_weights"}  # initial weights; a checkpoint holds its own
 _BRANCHES = ("logical", "structural")
 _COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
+
+
+def restore(module: "Npgmf", checkpoint: dict[str, Any], metadata: dict[str, Any] | None) -> None:
+    """Take from a checkpoint, before its tensors are loaded, what else it holds: configuration, components, category.
+
+    Args:
+        module: The model.
+        checkpoint: The checkpoint as Lightning loads it; former names of its tensors are renamed in place.
+        metadata: Its metadata, see `anomalib_npgmf.export.describe`.
+
+    Raises:
+        ValueError: If an argument that the model was made with is not that of the checkpoint, or if the checkpoint is
+            of another model or of a newer version.
+    """
+    rename_tensors(checkpoint["state_dict"])
+    take_configuration(module, checkpoint, metadata)
+    check_checkpoint(checkpoint["state_dict"], metadata, module)
+    assert metadata is not None
+    AnomalibModule.on_load_checkpoint(module, checkpoint)
+    keep_antialiasing(module.pre_processor)
+    resize_data(module)
+    restore_category(module, metadata)
+    module.weights_ready = True
 
 
 def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> None:

@@ -96,6 +96,12 @@ class MapMerger(nn.Module):
             self.mean[index], self.std[index] = mean, std
         self.calibrated.fill_(True)
 
+    def require_calibration(self) -> None:
+        """Raise RuntimeError unless the statistics are known: a model gets them at the end of every epoch."""
+        if not self.calibrated:
+            msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
+            raise RuntimeError(msg)
+
     def resize(self, branch_map: Tensor) -> Tensor:
         """Bring a branch map [B, 1, h, w] to ``size`` (bilinear)."""
         if branch_map.shape[-2:] == self.size:
