@@ -127,18 +127,18 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
             plane.minimum(pixels.quantile(level)) + weight * lead.clamp(0, cap).view(-1, 1, 1, 1) * surplus
         )
 
-    for margin in (0.0, 0.5, 1.0, 1.5, 2.0):
+    for margin in (0.0, 0.5, 0.75, 1.0, 1.5):
         found[f"score: larger of eq. 11 - {margin} and composition"] = (s - margin).maximum(c), marked()
-    found["score: larger of eq. 11 and composition - 0.25"] = s.maximum(c - 0.25), marked()
-    found["score: larger of eq. 11 - 1.0 and histograms"] = (s - 1).maximum(counted), marked()
-    for name in ("structural branch", "maximum"):
-        found[f"score: larger of {name} - 1.0 and composition"] = (branches[name][0] - 1).maximum(c), marked()
-    found["score: root of the sum of squares"] = (s.relu().square() + c.relu().square()).sqrt(), marked()
     chosen = (s - BRANCH_MARGIN).maximum(c)
+    found[f"score: larger of eq. 11 - {BRANCH_MARGIN} and histograms"] = (s - BRANCH_MARGIN).maximum(counted), marked()
+    for name in ("structural branch", "maximum"):
+        score = branches[name][0] - BRANCH_MARGIN
+        found[f"score: larger of {name} - {BRANCH_MARGIN} and composition"] = score.maximum(c), marked()
+    found["score: root of the sum of squares"] = (s.relu().square() + c.relu().square()).sqrt(), marked()
     for name, plan in {
         "as in the model": {},
-        "weight 5": {"weight": 5.0},
         "weight 10": {"weight": 10.0},
+        "weight 20": {"weight": 20.0},
         "weight 40": {"weight": 40.0},
         "lead up to 3": {"cap": 3.0},
         "lead without bound": {"cap": torch.inf},
@@ -146,7 +146,7 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         "quantile 0.9": {"level": 0.9},
         "quantile 0.98": {"level": 0.98},
         "surplus not weighted, weight 5": {"weight": 5.0, "surplus": test.plain},
-        "surplus not weighted, weight 20": {"surplus": test.plain},
+        "surplus not weighted, weight 30": {"surplus": test.plain},
     }.items():
         found[f"map: {name}"] = chosen, marked(**plan)
     return found
