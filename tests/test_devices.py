@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.splits import drawn_images
 from anomalib_npgmf.host.visualizer import dominant_part
 from anomalib_npgmf.merging.calibration import calibrate
 from anomalib_npgmf.structural.coreset import draw_projection
@@ -93,6 +94,19 @@ def test_whether_a_network_is_rectified_does_not_depend_on_the_context() -> None
     expected = network.rectified()
     with torch.device("meta"):
         assert network.rectified() == expected
+
+
+class Rows(list[int]):
+    """What the draw of images needs of an anomalib dataset."""
+
+    def subsample(self, indices: list[int]) -> "Rows":
+        return Rows(self[index] for index in indices)
+
+
+def test_the_draw_of_images_does_not_depend_on_the_context() -> None:
+    expected = drawn_images(Rows(range(40)), 8)
+    with torch.device("meta"):
+        assert drawn_images(Rows(range(40)), 8) == expected
 
 
 class Devices(TorchDispatchMode):

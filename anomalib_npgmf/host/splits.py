@@ -31,7 +31,8 @@ def drawn_images(dataset: Any, count: int) -> Any:
     Returns:
         The same images in every call and process, in the order of the dataset, as a dataset.
     """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator("cpu").manual_seed(0)
+    order = torch.randperm(len(dataset), generator=generator, device="cpu").tolist()
     return dataset.subsample(sorted(order[:count]))
 
 
