@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import BoundArguments, signature
 from pathlib import Path
@@ -124,7 +124,8 @@ def removed_if_empty(engine: Any) -> Iterator[None]:
     except BaseException:
         folder = Path(engine._cache.args["default_root_dir"])
         if folder != before and re.fullmatch(r"v\d+", folder.name) and folder.is_dir():
-            _remove_if_empty(folder)
+            with suppress(OSError):  # another process of the run may remove it; the run's own error is what counts
+                _remove_if_empty(folder)
         raise
 
 

@@ -112,6 +112,24 @@ def test_failed_run_leaves_no_folder(
     assert earlier is None or (root / "latest").resolve() == root / earlier
 
 
+def test_a_folder_that_another_process_removes_does_not_hide_the_error(
+    category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of a run fail together, and both clear up."""
+
+    def fail(*arguments: Any) -> None:
+        raise ValueError("no picture can be read")
+
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    model = make_model(visualizer=False)
+    monkeypatch.setattr(Npgmf, "on_fit_start", fail)
+    monkeypatch.setattr(Path, "rmdir", gone)
+    with pytest.raises(ValueError, match="no picture"):
+        make_engine(tmp_path).fit(model, datamodule=mvtec(category.parent))
+
+
 def test_failed_run_keeps_a_checkpoint(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Npgmf, "test_step", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
