@@ -113,6 +113,19 @@ def test_predictions_do_not_keep_the_maps_of_the_branches(run: tuple[Npgmf, Draw
     assert all(maps_of(batch) is None for batch in batches)
 
 
+@pytest.mark.parametrize("action", ["test", "predict"])
+def test_pictures_and_reasons_need_no_second_pass_of_the_network(run: tuple[Npgmf, Drawn, Path], action: str) -> None:
+    model, _, folder = run
+    assert model.model.encoder is not None
+    passes: list[int] = []
+    handle = model.model.encoder.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    try:
+        getattr(make_engine(folder / f"passes_{action}"), action)(model, datamodule=mvtec(folder / "images"))
+    finally:
+        handle.remove()
+    assert passes == [4, 4]
+
+
 def test_title() -> None:
     explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
     assert title_of(0.8, True, "composition", explanation) == (
