@@ -20,6 +20,7 @@ def test_defaults_are_the_papers() -> None:
     assert (paper.epochs, paper.learning_rate, paper.text_prior) == (50, 2e-4, "clip")
     assert paper.logical.codebook_size == 16
     assert paper.logical.vq_levels == (2, 3, 4)
+    assert (paper.logical.prior_dim, paper.logical.atrous_width, paper.logical.code_dim) == (512, 256, 256)
     assert paper.logical.loss_levels is None
     assert not paper.logical.standardise
     assert paper.composition is None
