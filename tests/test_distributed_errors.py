@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from anomalib_npgmf import distributed
 from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
 from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.logical.loss import check_finite
@@ -125,3 +127,23 @@ def test_an_error_of_one_process_is_raised_in_both(folder: Path, name: str) -> N
 
 def test_no_other_error(folder: Path) -> None:
     assert all(json.loads((folder / f"{rank}.json").read_text()).keys() == ERRORS.keys() for rank in (0, 1))
+
+
+def test_reading_of_images_ends_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass over the training images and that over those of calibration, where another process failed."""
+    from anomalib_npgmf.config import resolve
+    from anomalib_npgmf.host import calibration, fit
+    from anomalib_npgmf.torch_model import NpgmfModel
+
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "gather_list", lambda items: [*items, "1.png is truncated"])
+    monkeypatch.setattr(fit, "images_of", lambda *arguments: [])
+    trainer = SimpleNamespace(is_global_zero=False, progress_bar_callback=None)
+    parts = SimpleNamespace(structural=None, composition=None)
+    module = SimpleNamespace(model=parts, settings=SimpleNamespace(image_size=(8, 8)))
+    with pytest.raises(RuntimeError, match=r"Process 1 stopped: 1\.png is truncated"):
+        fit.collect(trainer, module, None)
+    small = {"backbone": "test_resnet", "logical_image_size": 128, "branches": "logical"}
+    calibrator = calibration.Calibrator(NpgmfModel(resolve("small", small)), lambda images: images)
+    with pytest.raises(RuntimeError, match=r"Process 1 stopped: 1\.png is truncated"):
+        calibrator.run([])
