@@ -74,17 +74,25 @@ def reload(checkpoint: Path) -> Npgmf:
 
 
 def run(data: Path, results: Path, accelerator: str) -> None:
-    """Fit each preset in each precision and test the checkpoint of one process: `<preset>_<precision>_<rank>.pt`."""
+    """Fit each preset in each precision and test the checkpoint of one process: `<preset>_<precision>_<rank>.pt`.
+
+    What is said of a precision that is refused goes to `refused_<rank>.txt`.
+    """
     torch.set_num_threads(1)
+    trainer: dict[str, Any] = {"accelerator": accelerator, "devices": 2, "strategy": "ddp"}
     for preset in PRESETS:
         for precision in MIXED if accelerator == "cuda" else MIXED[:2]:
             name = f"{preset}_{precision}"
             root = results / name / os.environ.get("LOCAL_RANK", "0")  # anomalib's making of folders is a race of two
-            trainer = {"accelerator": accelerator, "devices": 2, "strategy": "ddp", "precision": precision}
             model = make(preset)
-            fit(model, data, root, **trainer)
-            found = test(reload(results / f"{preset}.ckpt"), data, root, **trainer)
+            fit(model, data, root, precision=precision, **trainer)
+            found = test(reload(results / f"{preset}.ckpt"), data, root, precision=precision, **trainer)
             torch.save((model.cpu().state_dict(), found), results / f"{name}_{model.global_rank}.pt")
+    rank = os.environ.get("LOCAL_RANK", "0")
+    try:
+        fit(make("small"), data, results / "refused" / rank, precision="bf16-true", **trainer)
+    except ValueError as error:
+        (results / f"refused_{rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -144,3 +144,10 @@ class TestTwoProcesses:
         assert len(seen) == len(rest) == 4
         exact = (accelerator, precision) == ("cpu", "32-true")
         assert_near(seen | rest, reference(preset), 1e-4 if exact else TOLERANCE)
+
+
+@pytest.mark.parametrize("accelerator", [device("cpu"), device("cuda", 2)])
+def test_bf16_true_is_refused_in_both_processes(accelerator: str, pair: Callable[[str], Path]) -> None:
+    for rank in (0, 1):
+        said = (pair(accelerator) / f"refused_{rank}.txt").read_text()
+        assert said.startswith("Npgmf cannot run with precision='bf16-true'")
