@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anomalib_npgmf.distributed import broadcast_buffers, gather_list, process_rank, raise_together
 from anomalib_npgmf.structural.collector import PatchCollector
 from anomalib_npgmf.structural.coreset import rows_of_blocks, select_from_blocks
+from anomalib_npgmf.structural.memory import enough_memory
 from anomalib_npgmf.structural.reduction import principal_components, reduce
 from anomalib_npgmf.structural.search import nearest, rows_per_chunk
 from anomalib_npgmf.structural.whitening import whitening
@@ -102,9 +103,11 @@ class MemoryBank(nn.Module):
                 keys are ignored, so the bank depends neither on the order of images nor on the number of processes.
 
         Raises:
+            RuntimeError: If there is too little memory.
             ValueError: If a patch is not finite or the keys do not match the batch.
         """
-        self.collector.append(patches, keys)
+        with enough_memory(len(self.collector.counts), self.collector.num_patches):
+            self.collector.append(patches, keys)
 
     def finish(self, *, progress: bool = False) -> None:
         """Select the coreset of all collected patches, store it as the bank, and free the rest.
@@ -116,6 +119,7 @@ class MemoryBank(nn.Module):
             progress: Show a progress bar.
 
         Raises:
+            RuntimeError: If there is too little memory.
             ValueError: If nothing was collected or the bank would be empty. In a distributed run every process raises.
         """
         collector, self.collector = self.collector, self._new_collector()
@@ -124,7 +128,7 @@ class MemoryBank(nn.Module):
             raise ValueError(msg)
         device = next((block.device for block in collector.blocks.values()), self.center.device)
         collector.gather(device)
-        with raise_together():
+        with raise_together(), enough_memory(len(collector.counts), collector.num_patches):
             if process_rank() == 0:
                 # Not concatenated: a contiguous copy would double the memory needed.
                 self.build(collector.ordered(), collector.num_patches, progress=progress)
