@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
+from anomalib_npgmf.disk import replace_bytes
 from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.host.calibration import calibrate_on
 from anomalib_npgmf.host.compat import restore_pictures
@@ -97,7 +99,9 @@ def recalibrate(
     content[KEY] = model.describe()
     content["anomalib_post_processor_config"] = post.checkpoint_config()
     content["hyper_parameters"]["false_alarm_rate"] = post.false_alarm_rate
-    torch.save(content, output)
+    file = BytesIO()
+    torch.save(content, file)
+    replace_bytes(output, file.getbuffer())
     print(f"Written to {output}.")
     return output
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch.save and OpenVINO say; they raise no OSError.
+_FAILED = ("failed writing file", "inline_container", "iostream error")
 _NO_COLOUR = (".pgm",)  # of the formats that anomalib reads, the one that holds no colour
+
+
+class NoRoomError(OSError):
+    """A file could not be written; the text names the place and, where it is known, the size."""
 
 
 def reserve(file: IO[bytes], size: int, folder: Path | str) -> None:
@@ -44,7 +52,7 @@ def reserve(file: IO[bytes], size: int, folder: Path | str) -> None:
             file.flush()
     except OSError as error:
         msg = f"{folder} has no room for a file of {size / 1e9:.3g} GB ({error.strerror}); free space there."
-        raise OSError(error.errno, msg) from error
+        raise NoRoomError(error.errno, msg) from error
 
 
 def _allocate(descriptor: int, size: int) -> bool:
@@ -60,7 +68,7 @@ def _allocate(descriptor: int, size: int) -> bool:
     return True
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file; where that fails on the way none is left.
 
     Args:
@@ -79,7 +87,73 @@ def write_bytes(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 path.unlink()
             msg = f"{path} cannot be written ({error.strerror}, {len(content) / 1e6:.3g} MB needed); free space there."
-            raise OSError(error.errno, msg) from error
+            raise NoRoomError(error.errno, msg) from error
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is complete or, if the process is killed or the disk is full, as it was before.
+
+    Args:
+        path: The file; until it is complete it has a hidden name beside that.
+        content: What it holds.
+
+    Raises:
+        OSError: If it cannot be written; its text names the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     replace_bytes(Path(folder, "a"), b"new")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['a']
+    """
+    draft = path.with_name(f".{path.name}.part")
+    write_bytes(draft, content)
+    draft.replace(path)
+
+
+@contextmanager
+def whole_files(folder: Path, stem: str) -> Iterator[None]:
+    """Remove the half files that a block leaves which writes with another library's functions and fails.
+
+    Args:
+        folder: Where the block writes.
+        stem: Name of its files, without suffix.
+
+    Raises:
+        OSError: If the disk is full; its text names folder and file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, whole_files(Path(folder), "model"):
+        ...     Path(folder, "model.pt").write_text("half")
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        anomalib_npgmf.disk.NoRoomError: [Errno 28] ... has no room for model (No space left on device); free ...
+    """
+
+    def changed() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.glob(f"{escape(stem)}.*")}
+
+    before = changed()
+    try:
+        yield
+    except Exception as error:
+        for path, time in changed().items():
+            if before.get(path) != time:
+                path.unlink()
+        if not isinstance(error, NoRoomError) and (reason := _full_disk(error)):
+            msg = f"{folder} has no room for {stem} ({reason}); free space there."
+            raise NoRoomError(errno.ENOSPC, msg) from error
+        raise
+
+
+def _full_disk(error: Exception) -> str:
+    """Why the disk is full, if an error says so; else ""."""
+    if isinstance(error, OSError):
+        return (error.strerror or "") if error.errno in _FULL else ""
+    return "writing failed" if isinstance(error, RuntimeError) and any(text in str(error) for text in _FAILED) else ""
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8], parameters: Sequence[int] = ()) -> Path:

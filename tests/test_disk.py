@@ -6,10 +6,8 @@ A limit on the size of files stands for the disk: beyond it, writing fails in th
 import errno
 import json
 import os
-import resource
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,27 +15,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _limits import no_room_beyond
 from anomalib.data import ImageBatch
 from PIL import Image
 
 from anomalib_npgmf.backbone.cache import FeatureCache
 from anomalib_npgmf.benchmark import record
 from anomalib_npgmf.data.synthetic.writer import DrawingPlan, ensure_drawn
-from anomalib_npgmf.disk import reserve, write_picture
+from anomalib_npgmf.disk import reserve, whole_files, write_picture
+from anomalib_npgmf.host.checkpoint_file import WholeCheckpointIO
+from anomalib_npgmf.host.page import write_page
+from anomalib_npgmf.host.report import write_csv, write_json
+from anomalib_npgmf.host.verdict import Verdict
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer
 from anomalib_npgmf.metrics import SPRO, spro, write_anomaly_maps
+from anomalib_npgmf.metrics.__main__ import write_curves
+from anomalib_npgmf.metrics.curve import SproCurve
 
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-
-
-@contextmanager
-def no_room_beyond(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def loco_image(root: Path) -> Path:
@@ -142,7 +137,70 @@ def test_drawing(tmp_path: Path) -> None:
 
 def test_record(tmp_path: Path) -> None:
     record.write(tmp_path / "a.json", {"status": "finished"})
-    with no_room_beyond(1000), pytest.raises(OSError, match=r"a\.part cannot be written"):
+    with no_room_beyond(1000), pytest.raises(OSError, match=r"\.a\.json\.part cannot be written"):
         record.write(tmp_path / "a.json", {"text": "x" * 2000})
     assert json.loads((tmp_path / "a.json").read_text()) == {"status": "finished"}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+CURVE = SproCurve(np.ones(999), np.arange(999), np.arange(999) + 1, 9999)
+VERDICTS = [Verdict(f"{number}.png", number / 200) for number in range(200)]
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "scores.json": lambda path: write_json(VERDICTS, path),
+    "scores.csv": lambda path: write_csv(VERDICTS, path),
+    "report.html": lambda path: write_page(VERDICTS, {}, path, summary=""),
+    "curve.csv": lambda path: write_curves({"mean": CURVE}, path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_of_a_report(tmp_path: Path, name: str) -> None:
+    with no_room_beyond(2000), pytest.raises(OSError, match=rf"{name} cannot be written .* MB needed"):
+        WRITERS[name](tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_whose_names_are_no_text_are_reported(tmp_path: Path) -> None:
+    path = os.fsdecode(b"part-\xff.png")
+    for name, write in (("a.json", write_json), ("a.csv", write_csv)):
+        write([Verdict(path, 0.5)], tmp_path / name)
+    write_page([Verdict(path, 0.5)], {}, tmp_path / "a.html", summary="")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))[0]["path"] == path
+    for name in ("a.csv", "a.html"):
+        assert "part-\\udcff.png" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    """The one from before stays."""
+    path = tmp_path / "weights" / "model.ckpt"
+    writer = WholeCheckpointIO()
+    writer.save_checkpoint({"state_dict": {"w": torch.zeros(1)}}, path)
+    with (
+        no_room_beyond(10_000),
+        pytest.raises(OSError, match=r"model\.ckpt\.part cannot be written .* MB needed"),
+    ):
+        writer.save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, path)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].shape == (1,)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),  # torch.save
+        RuntimeError("basic_ios::clear: iostream error"),  # OpenVINO
+    ],
+)
+def test_files_that_other_libraries_write(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "model.txt").write_text("of before")
+
+    def fail() -> None:
+        (tmp_path / "model.bin").write_text("half")
+        raise error
+
+    with pytest.raises(OSError, match=r"has no room for model .*; free space there"), whole_files(tmp_path, "model"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.txt"]
+    with pytest.raises(RuntimeError, match=r"^another error$"), whole_files(tmp_path, "model"):
+        raise RuntimeError("another error")

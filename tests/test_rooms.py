@@ -26,7 +26,7 @@ ALLOWED = {
     "host": {*PARTS, *BASE, "config", "torch_model", "outputs", "metrics"},
     "export": {*PARTS, *BASE, "config", "torch_model", "host"},
     "lightning_model": {*PARTS, *BASE, "config", "torch_model", "host", "export"},
-    "calibrate": {"host", "export", "lightning_model"},
+    "calibrate": {"disk", "host", "export", "lightning_model"},
     "benchmark": {*PARTS, *BASE, "config", "torch_model", "host", "export", "metrics", "data", "lightning_model"},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anomalib_npgmf.benchmark.results import Group
+from anomalib_npgmf.disk import write_bytes
 
 Series = Mapping[str, tuple[Group, str]]  # group and name of the map, by label
 
@@ -79,5 +81,7 @@ def _curves(group: Group, name: str, kind: str) -> list[NDArray[np.float64]]:
 
 def _save(figure: Figure, path: Path) -> Path:
     # without the version of matplotlib, so that equal results give equal files
-    figure.savefig(path, dpi=90, metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=90, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
     return path

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from anomalib_npgmf.benchmark.plan import Cell
-from anomalib_npgmf.disk import write_bytes
+from anomalib_npgmf.disk import replace_bytes
 
 _PACKAGES = (
     *("anomalib-npgmf", "anomalib", "torch", "torchvision", "lightning", "timm", "open_clip_torch", "numpy"),
@@ -74,9 +74,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1)
     # one line per list of numbers; no text can match, since JSON escapes the line breaks inside it
     text = re.sub(r"\[\n[-+.,eE\d\s]*\]", lambda numbers: "".join(numbers.group().split()).replace(",", ", "), text)
-    draft = path.with_suffix(".part")
-    write_bytes(draft, f"{text}\n".encode())
-    draft.replace(path)
+    replace_bytes(path, f"{text}\n".encode())
 
 
 def read_record(output: Path, cell: Cell) -> Record | None:

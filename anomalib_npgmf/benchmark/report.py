@@ -15,6 +15,7 @@ from anomalib_npgmf.benchmark.plan import Plan, key_of
 from anomalib_npgmf.benchmark.plots import Series, plot_bars, plot_curves
 from anomalib_npgmf.benchmark.results import DEFECTS, MAPS, MERGED, Group, Results, difference, load_results
 from anomalib_npgmf.benchmark.tables import spread, table
+from anomalib_npgmf.disk import write_bytes
 
 _PARTS = (MERGED, "logical", "structural", "composition")
 _PAIRS = (("1:3", "logical"), ("1:3", "structural"), ("1:3", "3:1"), ("1:3", "1:1"), ("1:3", "maximum"))
@@ -68,7 +69,7 @@ def write_report(folder: Path, output: Path, command: str, plan: Plan | None = N
         **{f.__name__.strip("_"): f for f in (_shortened, _compare, _means, _differences, _limits, _defects, _table)},
         **{f.__name__: f for f in (codebooks, costs)},
     )
-    output.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
+    write_bytes(output, (re.sub(r"\n{3,}", "\n\n", text).strip() + "\n").encode())
     return [output, *plots.values(), *gallery.values()]
 
 

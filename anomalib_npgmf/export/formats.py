@@ -9,6 +9,7 @@ bank are larger: give the ``datamodule`` as well, and the calibration and the th
 exported file. The model itself stays as it is.
 """
 
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
+from anomalib_npgmf.disk import whole_files
 from anomalib_npgmf.export.bank import bank_of_size, bank_shape
 from anomalib_npgmf.export.metadata import write_onnx, write_torch
 from anomalib_npgmf.export.quantisation import compress_weights, name_by_scope, quantise
@@ -35,6 +37,11 @@ def _require(*packages: str) -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
         msg = f"This export needs {' and '.join(missing)}: pip install 'anomalib-npgmf[openvino]'."
         raise ModuleNotFoundError(msg, name=missing[0])
+
+
+def _whole(export_root: Path | str, kind: str, name: str) -> AbstractContextManager[None]:
+    """Leave no half files in the folder that anomalib writes to."""
+    return whole_files(Path(export_root) / "weights" / kind, name)
 
 
 def to_torch(
@@ -61,7 +68,7 @@ def to_torch(
         ValueError: If ``bank_size`` is out of range.
     """
     module.model.merger.require_calibration()
-    with bank_of_size(module, bank_size, datamodule):
+    with bank_of_size(module, bank_size, datamodule), _whole(export_root, "torch", model_file_name):
         path: Path = ExportMixin.to_torch(module, export_root, model_file_name)
         write_torch(path, module.describe() | {"input_size": None})
     return path
@@ -101,7 +108,7 @@ def to_onnx(
     module.model.merger.require_calibration()
     if input_size is not None:
         input_size = _checked_size(input_size)
-    with bank_of_size(module, bank_size, datamodule):
+    with bank_of_size(module, bank_size, datamodule), _whole(export_root, "onnx", model_file_name):
         state = module.model.state_dict().values()
         size = sum(tensor.numel() * tensor.element_size() for tensor in state)
         kwargs = {"opset_version": OPSET, "external_data": size > _SINGLE_FILE_BYTES, "verbose": False} | kwargs
@@ -159,7 +166,8 @@ def to_openvino(
         raise ValueError(msg)
     onnx_kwargs = dict(onnx_kwargs or {})
     module.model.merger.require_calibration()
-    with bank_of_size(module, onnx_kwargs.pop("bank_size", None), datamodule):
+    bank_size = onnx_kwargs.pop("bank_size", None)
+    with bank_of_size(module, bank_size, datamodule), _whole(export_root, "openvino", model_file_name):
         path: Path = ExportMixin.to_openvino(
             module,
             export_root,

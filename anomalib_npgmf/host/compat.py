@@ -15,6 +15,8 @@ writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue kno
 | data modules resize to the size of the model as it was made, before a checkpoint is read | 2.7, no issue known | \
 `anomalib_npgmf.host.rebuild.resize_data` |
 | visualizations of folders of one name share one place | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.places` |
+| checkpoints are written into the system's temporary folder and moved, which is copying between file systems: a kill \
+meanwhile leaves half a file | Lightning 2.6, no issue known | `anomalib_npgmf.host.checkpoint_file` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |
 | the post-processor calibrates on validation images, which may be test images | by design | \
 `anomalib_npgmf.host.post_processor` |

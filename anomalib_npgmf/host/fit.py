@@ -13,6 +13,7 @@ from tqdm import tqdm
 from anomalib_npgmf.backbone.cache import open_cache
 from anomalib_npgmf.distributed import raise_together
 from anomalib_npgmf.host.calibration import calibrate_on
+from anomalib_npgmf.host.checkpoint_file import write_whole_checkpoints
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_pictures
 from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.quiet import settle
@@ -38,6 +39,7 @@ class PrepareFit(Callback):
         """Check the trainer; for a fit also set calibration images aside, and adapt the trainer."""
         check_precision(trainer)
         settle(trainer)
+        write_whole_checkpoints(trainer.strategy)
         if stage != "fit":
             return
         limit_validation(trainer)

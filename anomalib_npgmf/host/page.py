@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
+from anomalib_npgmf.disk import write_bytes
 from anomalib_npgmf.host.drawing import Picture, heat_map, to_rgb
 from anomalib_npgmf.host.verdict import Verdict, picture_size
 from anomalib_npgmf.torch_model import PARTS
@@ -94,25 +95,25 @@ def write_page(
     scored = [verdict for verdict in verdicts if not verdict.error and math.isfinite(verdict.score)]
     values = [*(verdict.score for verdict in scored), *calibration]
     low, high = (0.0, 1.0) if all(0 <= value <= 1 for value in values) else (min(values), max(values))
-    with path.open("wb") as file:
-        environment.get_template("report.html").stream(
-            rows=[_row(verdict, thumbnails.get(verdict.path), path.parent) for verdict in verdicts[:LISTED]],
-            total=len(verdicts),
-            summary=summary,
-            statement=statement,
-            parts=sorted({verdict.part for verdict in scored if verdict.part}),
-            meanings={name: MEANINGS[name] for name in PARTS if any(name in verdict.parts for verdict in scored)},
-            threshold=next((verdict.threshold for verdict in scored if verdict.threshold is not None), None),
-            # of all pictures, also those without a row: score, and 1 for a bad one, 0 for a good one, null if unknown
-            scores=[[v.score, None if v.truth is None else int(v.truth)] for v in scored],
-            with_truth=any(verdict.truth is not None for verdict in scored),
-            low=low,
-            high=high,
-            bars=histogram(scored, low, high),
-            calibration=histogram([Verdict("", score) for score in calibration], low, high),
-            calibration_size=len(calibration),
-            checkpoint=checkpoint,
-        ).dump(file, encoding="utf-8")
+    page = environment.get_template("report.html").render(
+        rows=[_row(verdict, thumbnails.get(verdict.path), path.parent) for verdict in verdicts[:LISTED]],
+        total=len(verdicts),
+        summary=summary,
+        statement=statement,
+        parts=sorted({verdict.part for verdict in scored if verdict.part}),
+        meanings={name: MEANINGS[name] for name in PARTS if any(name in verdict.parts for verdict in scored)},
+        threshold=next((verdict.threshold for verdict in scored if verdict.threshold is not None), None),
+        # of all pictures, also those without a row: score, and 1 for a bad one, 0 for a good one, null if unknown
+        scores=[[v.score, None if v.truth is None else int(v.truth)] for v in scored],
+        with_truth=any(verdict.truth is not None for verdict in scored),
+        low=low,
+        high=high,
+        bars=histogram(scored, low, high),
+        calibration=histogram([Verdict("", score) for score in calibration], low, high),
+        calibration_size=len(calibration),
+        checkpoint=checkpoint,
+    )
+    write_bytes(path, page.encode(errors="backslashreplace"))  # names of files may be no UTF-8
 
 
 def histogram(verdicts: Sequence[Verdict], low: float, high: float) -> list[dict[str, float]]:
@@ -149,7 +150,7 @@ def _row(verdict: Verdict, thumbnails: Thumbnails | None, folder: Path) -> dict[
     images = [] if thumbnails is None else [_data_uri(thumbnails.plain), _data_uri(thumbnails.overlay)]
     picture = thumbnails.picture if thumbnails is not None else ""
     link = Path(os.path.relpath(Path(picture).resolve(), folder.resolve())).as_posix() if picture else ""
-    return {"verdict": verdict, "images": images, "link": quote(link), "name": Path(verdict.path).name}
+    return {"verdict": verdict, "images": images, "link": quote(os.fsencode(link)), "name": Path(verdict.path).name}
 
 
 def _thumbnail_size(path: str, image: Picture) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anomalib_npgmf.disk import write_bytes
 from anomalib_npgmf.distributed import gather_list
 from anomalib_npgmf.host.folder_check import CheckPictures
 from anomalib_npgmf.host.page import Thumbnails, thumbnails_of, write_page
 from anomalib_npgmf.host.summary import next_step
-from anomalib_npgmf.host.verdict import Verdict, scores_of_calibration, verdicts_of
+from anomalib_npgmf.host.verdict import Verdict, printable, scores_of_calibration, verdicts_of
 from anomalib_npgmf.torch_model import PARTS
 
 PRINTED_ROWS = 15
@@ -153,7 +155,7 @@ def table_of(verdicts: Sequence[Verdict]) -> Table:
     folder = common_folder([verdict.path for verdict in verdicts])
     table = Table("file", "score", "verdict", "decided by", "reason", show_edge=False)
     for verdict in verdicts:
-        name = os.path.relpath(verdict.path, folder) if verdict.path else ""
+        name = printable(os.path.relpath(verdict.path, folder)) if verdict.path else ""
         score = "" if verdict.error else f"{verdict.score:.3f}"
         # Text, because a file's name may look like markup
         table.add_row(*map(Text, (name, score, verdict.label, verdict.part, verdict.error or verdict.reason)))
@@ -170,7 +172,7 @@ def names_of(verdicts: Sequence[Verdict], outcome: str) -> str:
     """
     found = [verdict for verdict in verdicts if verdict.outcome == outcome]
     found.sort(key=lambda verdict: verdict.score if outcome == "miss" else -verdict.score)
-    named = [f"{Path(v.path).parent.name}/{Path(v.path).name} {v.score:.3f}" for v in found[:NAMED]]
+    named = [printable(f"{Path(v.path).parent.name}/{Path(v.path).name} {v.score:.3f}") for v in found[:NAMED]]
     return f"{outcome}: {', '.join(named)}" + (f", and {len(found) - NAMED} more" if len(found) > NAMED else "")
 
 
@@ -229,17 +231,19 @@ def record_of(verdict: Verdict) -> dict[str, Any]:
 
 def write_json(verdicts: Sequence[Verdict], path: Path) -> None:
     """Write a list with one object per picture."""
-    path.write_text(json.dumps([record_of(v) for v in verdicts], indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps([record_of(v) for v in verdicts], indent=1, ensure_ascii=False)
+    write_bytes(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8; JSON reads them back
 
 
 def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:
     """Write one row per picture, a column for each part, and the regions as JSON."""
     parts = [part for part in PARTS if any(part in verdict.parts for verdict in verdicts)]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        before, after = ("path", "score", "label", "threshold"), ("decided_by", "reason", "ground_truth", "outcome")
-        writer.writerow([*before, *(f"score_{part}" for part in parts), *after, "regions"])
-        for record in map(record_of, verdicts):
-            scores = [record["parts"].get(part) for part in parts]
-            rest = [record[name] for name in after]
-            writer.writerow([*(record[name] for name in before), *scores, *rest, json.dumps(record["regions"])])
+    file = StringIO(newline="")
+    writer = csv.writer(file)
+    before, after = ("path", "score", "label", "threshold"), ("decided_by", "reason", "ground_truth", "outcome")
+    writer.writerow([*before, *(f"score_{part}" for part in parts), *after, "regions"])
+    for record in map(record_of, verdicts):
+        scores = [record["parts"].get(part) for part in parts]
+        rest = [record[name] for name in after]
+        writer.writerow([*(record[name] for name in before), *scores, *rest, json.dumps(record["regions"])])
+    write_bytes(path, file.getvalue().encode(errors="backslashreplace"))

@@ -229,3 +229,8 @@ def _place(plane: Tensor, scale: tuple[float, float]) -> str:
     row, column = divmod(int(plane.argmax()), plane.shape[1])
     where = third_of(row, column, *plane.shape)
     return f"{where} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"
+
+
+def printable(name: str) -> str:
+    """The name of a file as any terminal prints it; bytes that are no UTF-8 become escapes."""
+    return name.encode(errors="backslashreplace").decode()

@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from anomalib_npgmf.disk import write_bytes
 from anomalib_npgmf.metrics.curve import SproCurve
 from anomalib_npgmf.metrics.evaluate import LIMITS, evaluate_with_curves
 
@@ -51,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results, curves = evaluate_with_curves(
                 options.dataset_root, options.category, options.anomaly_maps, options.limits, progress
             )
+        if options.output:
+            write_bytes(options.output, f"{json.dumps(results, indent=2)}\n".encode())
+        if options.curve:
+            write_curves(curves, options.curve)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     Console().print(make_table(results, options.category))
-    if options.output:
-        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if options.curve:
-        write_curves(curves, options.curve)
     return 0
 
 
@@ -93,11 +95,12 @@ def write_curves(curves: dict[str, SproCurve], path: Path) -> None:
         curves: Curve per kind and defect type.
         path: File with the columns ``subset``, ``fpr`` and ``mean_spro``.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["subset", "fpr", "mean_spro"])
-        for name, curve in curves.items():
-            writer.writerows((name, fpr, spro) for fpr, spro in zip(*curve.points(), strict=True))
+    file = StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["subset", "fpr", "mean_spro"])
+    for name, curve in curves.items():
+        writer.writerows((name, fpr, spro) for fpr, spro in zip(*curve.points(), strict=True))
+    write_bytes(path, file.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _exported import KINDS, SLIM, Exported
+from _limits import no_room_beyond
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 
@@ -117,3 +118,11 @@ def test_checkpoint_of_another_model(exported: Exported, tmp_path: Path) -> None
     torch.save(checkpoint, tmp_path / "patchcore.ckpt")
     with pytest.raises(ValueError, match="not written by Npgmf"):
         Npgmf.load_from_checkpoint(tmp_path / "patchcore.ckpt")
+
+
+@small
+def test_a_full_disk_leaves_no_half_file(loaded: Npgmf, tmp_path: Path) -> None:
+    """The same holds for the other formats, which take a minute; see `tests/test_disk.py`."""
+    with no_room_beyond(100_000), pytest.raises(OSError, match=r"weights/torch has no room for model .*; free space"):
+        loaded.to_torch(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

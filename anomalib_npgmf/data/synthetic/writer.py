@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from anomalib_npgmf.disk import write_picture
+from anomalib_npgmf.disk import write_bytes, write_picture
 from anomalib_npgmf.fields import Range, check_fields
 
 from .cable_pairs import CablePairs
@@ -171,8 +171,8 @@ def _draw(folder: Path, plan: DrawingPlan) -> None:
             for k, mask in enumerate(drawing.masks):
                 truth = folder / "ground_truth" / anomaly_type / f"{index:03d}" / f"{k:03d}.png"
                 _write(truth, mask.astype(np.uint8) * np.uint8(values[str(defect)]))
-    (folder / "defects_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    (folder / _RECORD).write_text(json.dumps(_record(plan), indent=2), encoding="utf-8")
+    write_bytes(folder / "defects_config.json", json.dumps(config, indent=2).encode())
+    write_bytes(folder / _RECORD, json.dumps(_record(plan), indent=2).encode())
 
 
 def _write(path: Path, image: NDArray[np.uint8]) -> None:
