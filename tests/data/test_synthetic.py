@@ -131,6 +131,13 @@ def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
         ensure_drawn(tmp_path, plan())
 
 
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    """Some editors begin a file with it."""
+    record = ensure_drawn(tmp_path, plan()) / "drawing.json"
+    record.write_text(record.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert ensure_drawn(tmp_path, plan()) == record.parent
+
+
 def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = writer._write, []
 

@@ -1,6 +1,7 @@
 """The documentation's program that runs exported files, in processes that can import neither torch nor anomalib."""
 
 import csv
+import re
 import runpy
 import subprocess
 import sys
@@ -93,3 +94,14 @@ def test_exit_status(exported: Exported, tmp_path: Path) -> None:
         done = run(tmp_path, exported.onnx, *given, without="openvino")
         assert done.returncode == status, given
         assert all(str(path) in done.stderr for path in given if path in ("truncated.png", "empty"))
+
+
+def test_every_example_asks_openvino_for_single_precision() -> None:
+    """Its default on processors with bfloat16 units is bfloat16, which changes scores; see docs/export.md."""
+    root = SCRIPT.parents[1]
+    files = [root / "README.md", *(root / "docs").glob("*.md"), SCRIPT, *(root / "notebooks").glob("*.ipynb")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    calls = [line for line in lines if re.search(r"compile_model\(|OpenVINOInferencer\(", line)]
+    assert len(calls) >= 3
+    assert all("INFERENCE_PRECISION_HINT" in call for call in calls)
+    assert "INFERENCE_PRECISION_HINT: f32" in (root / "README.md").read_text(encoding="utf-8")
