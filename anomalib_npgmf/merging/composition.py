@@ -31,8 +31,8 @@ class CompositionMerger(nn.Module):
 
     Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
     larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 3/4`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C`` for the composition distance C. Three quarters of a standard deviation are subtracted because s
-    is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
+    ``c = (C - mu_C) / sd_C`` for the composition distance C. Three quarters of a standard deviation are subtracted
+    because s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
     The map answers another question, where the cause is: ``max(S', min(S', q) + 30 r min(max(g, 0), 6))`` for the
     standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. By the lead
