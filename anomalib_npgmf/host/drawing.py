@@ -11,6 +11,7 @@ from torch import Tensor
 Picture = NDArray[np.uint8]
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 HEADER, MARGIN = 22, 4  # pixels
+_FONT = cv2.FONT_HERSHEY_SIMPLEX, 0.42  # face and scale
 _CLEAR = 0.25  # score up to which nothing is laid over the image
 _OPACITY = 0.6
 
@@ -92,7 +93,7 @@ def to_rgb(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> P
 
 
 def panels(named: dict[str, Picture], title: str) -> Picture:
-    """Put pictures side by side, each with its name above, under a title.
+    """Put pictures side by side, each with its name above, under a title; no text is cut or overlaps another.
 
     Args:
         named: Pictures of one size by name, RGB [H, W, 3].
@@ -108,15 +109,23 @@ def panels(named: dict[str, Picture], title: str) -> Picture:
     height, width = next(iter(named.values())).shape[:2]
     lines = title.split("\n")
     top = (len(lines) + 1) * HEADER
-    canvas = np.full((top + height, len(named) * (width + MARGIN) + MARGIN, 3), 255, np.uint8)
+    columns = [max(width, _text_width(name)) + MARGIN for name in named]
+    whole = max(sum(columns), *(_text_width(line) + MARGIN for line in lines)) + MARGIN
+    canvas = np.full((top + height, whole, 3), 255, np.uint8)
 
     def write(text: str, x: int, y: int) -> None:
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(canvas, text, (x, y), *_FONT, (0, 0, 0), 1, cv2.LINE_AA)
 
     for row, line in enumerate(lines, start=1):
         write(line, MARGIN, row * HEADER - 7)
-    for i, (name, picture) in enumerate(named.items()):
-        x = MARGIN + i * (width + MARGIN)
+    x = MARGIN
+    for (name, picture), column in zip(named.items(), columns, strict=True):
         write(name, x, top - 7)
         canvas[top:, x : x + width] = picture
+        x += column
     return canvas
+
+
+def _text_width(text: str) -> int:
+    """Width of a line of text in pixels."""
+    return int(cv2.getTextSize(text, *_FONT, 1)[0][0])
