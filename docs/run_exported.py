@@ -25,7 +25,7 @@ def load(model: Path) -> Callable[[np.ndarray], Outputs]:
     if model.suffix == ".xml":
         import openvino
 
-        # Without the hint, processors with units for bfloat16 compute in it, which changes scores in the third digit.
+        # Without the hint, processors with units for bfloat16 compute in it, which changes scores by up to 0.01.
         compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda pixels: {port.get_any_name(): value for port, value in compiled(pixels).items()}
     import onnxruntime
