@@ -75,6 +75,7 @@ class FeatureCache:
         self._folder, self._images, self._limit = Path(folder), images, limit
         self._rows: dict[str, int] = {}
         self._shapes: list[torch.Size] = []
+        self._layouts: list[torch.memory_format] = []  # of the network's maps, which training then gets either way
         self._dtype = torch.float32
         self._file: IO[bytes] | None = None
         self._values: Any = None  # [capacity, numbers per image]
@@ -109,11 +110,18 @@ class FeatureCache:
             self._rows[keys[i]] = len(self._rows)
             self._values[self._rows[keys[i]]] = rows[i].cpu().numpy()
         parts = rows.split([shape.numel() for shape in self._shapes], dim=1)
-        return [part.unflatten(1, shape).to(self._dtype) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [
+            part.unflatten(1, shape).to(self._dtype, memory_format=layout)
+            for part, shape, layout in zip(parts, self._shapes, self._layouts, strict=True)
+        ]
 
     def _open(self, computed: Sequence[Tensor]) -> None:
         """Make the file once the size of an image's features is known."""
         self._shapes, self._dtype = [level.shape[1:] for level in computed], computed[0].dtype
+        self._layouts = [
+            torch.channels_last if level.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+            for level in computed
+        ]
         numbers = sum(shape.numel() for shape in self._shapes)
         capacity = min(self._images, self._limit // (4 * numbers))
         size = 4 * numbers * capacity / 1e9

@@ -192,5 +192,8 @@ class Backbone(nn.Module):
         """
         with torch.no_grad():
             if self._transformer is None:
+                if image.device.type == "cpu":
+                    # The quicker layout of convolutions on CPUs; the maps, and all that reads them, keep it.
+                    image = image.contiguous(memory_format=torch.channels_last)
                 return list(self._features(image))
             return self._transformer(self._features, image)

@@ -43,7 +43,7 @@ def test_levels_are_resnets_convolution_groups() -> None:
     """E^1 ends before the max-pool, E^k is group k (section III-A)."""
     backbone = Backbone("resnet18")
     net = backbone._features
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         x = net.act1(net.bn1(net.conv1(image)))
         expected = [x]
@@ -53,6 +53,18 @@ def test_levels_are_resnets_convolution_groups() -> None:
             expected.append(x)
     for actual, reference in zip(backbone(image), expected, strict=True):
         assert torch.equal(actual, reference)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_layout_changes_no_value(name: str) -> None:
+    """On a CPU the network gets its images channels-last, which is quicker, and gives the same maps."""
+    torch.manual_seed(0)
+    backbone = Backbone(name)
+    image = torch.randn(2, 3, 64, 96)
+    maps, plain = backbone(image), backbone._features(image)
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in maps)
+    assert all(level.is_contiguous() for level in plain)
+    torch.testing.assert_close(maps, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_chosen_levels_are_a_part_of_all() -> None:
@@ -85,7 +97,7 @@ def test_local_weights(whole: torch.nn.Module, tmp_path: Path, suffix: str) -> N
     else:
         torch.save({"state_dict": {f"module.{n}": v for n, v in whole.state_dict().items()}}, path)
     backbone = Backbone(NAME, levels=(5,))
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     untrained = backbone(image)[0]
     backbone.load_weights(str(path))
     with torch.no_grad():

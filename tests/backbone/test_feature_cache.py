@@ -16,14 +16,15 @@ from anomalib_npgmf.backbone.network import Backbone
 
 
 class Encoder:
-    """Two levels, and how many images it has seen."""
+    """Two levels, the first one channels-last, and how many images it has seen."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.seen, self.dtype = 0, dtype
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         self.seen += len(images)
-        return [images.to(self.dtype), 3 * images[:, :1, ::2, ::2].to(self.dtype)]
+        halves = images[:, :2, ::2, ::2].contiguous()
+        return [images.to(self.dtype, memory_format=torch.channels_last), 3 * halves.to(self.dtype)]
 
 
 def image(name: str) -> Tensor:
@@ -36,6 +37,8 @@ def fetch(cache: FeatureCache, names: str, encoder: Encoder) -> None:
     for ours, direct in zip(found, Encoder(encoder.dtype)(images), strict=True):
         assert ours.dtype == direct.dtype
         assert torch.equal(ours, direct)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert not found[1].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,7 +51,7 @@ def test_every_image_is_encoded_once(dtype: torch.dtype, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("images", "seen"), [(2, 2 + 2), (0, 6)])
 def test_what_exceeds_the_limit_is_encoded_again(images: int, seen: int, tmp_path: Path) -> None:
-    bytes_each = 4 * (3 * 16 + 4)
+    bytes_each = 4 * (3 * 16 + 2 * 4)
     cache, encoder = FeatureCache(tmp_path, images=3, limit=images * bytes_each), Encoder()
     fetch(cache, "abc", encoder)
     fetch(cache, "cba", encoder)
