@@ -6,14 +6,12 @@
 Both train as they do under the engine: frozen encoder, loss, gradients, Adam. The variants take turns, one epoch each,
 for at least ``--seconds`` per backbone; every value is the median over the turns after one of warm-up, every ratio the
 median of the turns' ratios. An epoch is as many equal steps as there are batches, so that one step is enough to
-compare. Variants of the logical branch (``--variants``): "channels last" weights and images, the branch "compiled" by
-``torch.compile``, and features from the "feature cache", whose first epoch, the one that fills it, is the warm-up.
-Images are smooth noise.
+compare. Variants of the logical branch (``--variants``): the branch "compiled" by ``torch.compile``, and features from
+the "feature cache", whose first epoch, the one that fills it, is the warm-up. Images are smooth noise.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -56,34 +54,33 @@ def epochs(backbone: str, images: Tensor, batch: int, names: list[str], cache: F
         found[BASELINE] = epoch(adam, images, batch, lambda _, part: rd_loss(*theirs(part)))
     model = ready("fast", backbone=backbone, backbone_weights="random", branches="logical")
     assert model.encoder is not None
+    assert model.logical is not None
     with torch.no_grad():
         settle(model.encoder, images[:4])
     model.initialise(images[:8])
     model.train()
     for name in (OURS, *names):
-        # one model for the others: what a step costs does not depend on the weights
-        layout = {"memory_format": torch.channels_last} if name == "channels last" else {}
-        own: Any = copy.deepcopy(model).to(**layout) if layout else model
-        losses = torch.compile(own.logical.losses) if name == "compiled" else own.logical.losses
+        losses = torch.compile(model.logical.losses) if name == "compiled" else model.logical.losses
 
-        def loss(number: int, part: Tensor, own: Any = own, losses: Any = losses, name: str = name) -> Tensor:
-            def encode(images: Tensor) -> list[Tensor]:
-                return own.features(images, ["logical"]).logical
+        def encode(images: Tensor) -> list[Tensor]:
+            return model.features(images, ["logical"]).logical
 
+        # all train one model: what a step costs does not depend on the weights
+        def loss(number: int, part: Tensor, losses: Any = losses, name: str = name) -> Tensor:
             keys = [f"{number}-{i}" for i in range(len(part))]
             features = cache.features(keys, part, encode) if name == "feature cache" else encode(part)
             return losses(features, part)["loss"]
 
-        adam = optimiser(own, own.config.learning_rate)
+        adam = optimiser(model, model.config.learning_rate)
         assert adam is not None
-        found[name] = epoch(adam, images.contiguous(**layout), batch, loss, GRADIENT_CLIP)
+        found[name] = epoch(adam, images, batch, loss, GRADIENT_CLIP)
     return found
 
 
 def main() -> None:
     lists = {
         "backbones": ["wide_resnet50_2", "resnet18", "mobilenetv2_100"],
-        "variants": ["channels last", "feature cache"],
+        "variants": ["feature cache"],
     }
     args = options(__doc__, **lists, images=4, batch=4, seconds=5.0, threads=2)
     rows: list[Row] = []

@@ -4,6 +4,7 @@ Imports little: every process imports it again.
 """
 
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from anomalib_npgmf.logical.loss import check_finite
 from anomalib_npgmf.structural import MemoryBank
 
 IMAGES = 6
+SECONDS = 240  # a run takes about ten
 
 
 def image(index: int) -> Tensor:
@@ -103,7 +105,13 @@ def worker(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all cases in one run of two processes: starting them is what takes time."""
     folder = tmp_path_factory.mktemp("errors")
-    mp.spawn(worker, args=(folder,), nprocs=2)
+    processes = mp.spawn(worker, args=(folder,), nprocs=2, join=False)
+    deadline = time.monotonic() + SECONDS
+    while not processes.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail(f"two processes did not end within {SECONDS} s: one waits for the other")
     return folder
 
 
