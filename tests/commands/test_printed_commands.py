@@ -37,7 +37,9 @@ NOT_RUN = {
     "anomalib benchmark": "a name in a sentence",
     "anomalib predict": "a name in a sentence",
     "anomalib test": "a name in a sentence",
-    'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest -n 2 --dist worksteal -q': "this very run",
+    'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest -n 2 --dist worksteal -q': (
+        "this very run"
+    ),
     "python -m anomalib_npgmf.export describe FILE": "FILE stands for any exported file: tests/export/test_metadata.py",
     "python studies/pictures.py --categories loose_screws cable_pairs filled_vials": "trains at full size",
     "python -m anomalib_npgmf.benchmark run configs/plans/photographs.yaml --root FOLDER": "needs the photographs",
