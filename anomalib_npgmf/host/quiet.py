@@ -7,6 +7,7 @@ only, because `anomalib_npgmf.host.plugin` imports it early. The host is anomali
 | what the host prints | since when | what is done |
 |---|---|---|
 | its imports warn of deprecated modules of timm and of anomalib itself | timm 1.0, anomalib 2.7 | `quieten_imports` |
+| «OpenVINO is possibly not installed», where no export is asked for | anomalib 2.0 to 2.7 | `quieten_imports` |
 | two handlers on the root logger, at INFO: every line of every library comes twice, thousands of them from the ONNX \
 exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
 | accelerators, tips and checkpoints at INFO | Lightning 2.6 | from WARNING on |
@@ -51,11 +52,12 @@ def on_command_line() -> bool:
 
 
 def quieten_imports() -> None:
-    """Filter warnings of the host's imports, also in commands such as ``python -m anomalib_npgmf.calibrate``."""
+    """Leave out what the host says before there is a model, in ``python -m anomalib_npgmf.calibrate`` as well."""
     ours = any(a == "-m" and b.startswith("anomalib_npgmf.") for a, b in pairwise(sys.orig_argv))
     if on_command_line() or (ours and not os.environ.get("ANOMALIB_NPGMF_VERBOSE")):
         for text in IMPORTS:
             warnings.filterwarnings("ignore", text)
+        logging.getLogger("anomalib.cli.utils.openvino").setLevel(logging.WARNING)
 
 
 def quieten() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from _factory import draw_category, folder_of, make_engine, make_model, mvtec
+from anomalib.cli.utils import openvino
 from anomalib.loggers import configure_logger
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
@@ -22,7 +24,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     monkeypatch.setattr(warnings, "formatwarning", lambda *_, **__: "as before")
     monkeypatch.delenv("ANOMALIB_NPGMF_VERBOSE", raising=False)
     monkeypatch.setenv("HF_HUB_VERBOSITY", "warning")
-    loggers = [logging.getLogger(name) for name in (*quiet.LOGGERS, "huggingface_hub")]
+    loggers = [logging.getLogger(name) for name in (*quiet.LOGGERS, "huggingface_hub", openvino.__name__)]
     before = [(logger, logger.level, [*logger.handlers]) for logger in loggers]
     root = logging.getLogger()
     root.handlers = []
@@ -52,6 +54,18 @@ def test_warnings_come_once_and_what_libraries_say_at_info_does_not(
     assert printed.splitlines()[0] == f"Warning: 3 pictures cannot be read: {'/long/name' * 20}.png"  # in one line
     assert printed.count("3 pictures cannot be read") == 1
     assert printed.count("Exported model to") == 1
+
+
+def test_openvino_is_not_missed_before_an_export(
+    command_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(openvino, "get_common_cli_parser", None)  # as where it is not installed
+    openvino.add_openvino_export_arguments(ArgumentParser())
+    assert "OpenVINO is possibly not installed" in capsys.readouterr().out
+    quiet.quieten_imports()
+    openvino.add_openvino_export_arguments(ArgumentParser())
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
 
 
 def test_a_warning_of_python_is_one_line(command_line: None) -> None:
