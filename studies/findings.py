@@ -12,7 +12,7 @@ import pandas as pd
 from _common import ROOT, Row, fill, measured, records, table
 from one_model import table_rows as one_model_rows
 
-from anomalib_npgmf.benchmark.results import LOCO, PLAIN, Group
+from anomalib_npgmf.benchmark.results import LOCO, Group
 from anomalib_npgmf.benchmark.tables import spread
 
 METRICS = list(LOCO)
@@ -181,17 +181,11 @@ def photographs() -> str:
     return table(rows)
 
 
-def damage(group: Group) -> str:
-    """Parts and merged map on photographs of damaged things, with the mean cost of a training."""
-    rows = []
-    for category in group.measured_categories:
-        for title, name in (("structural", "structural"), ("eq. 11 (preset `small`)", "1:3"), ("merged", "merged")):
-            row = {"category": category.removesuffix("_reduced"), "map": title}
-            rows.append(row | cells((group, name), PLAIN, category))
-        made = [record for (of, _), record in group.records.items() if of == category]
-        rows[-1]["fit, s"] = f"{fmean(record['seconds']['fit'] for record in made):.0f}"
-        rows[-1]["peak memory, MiB"] = f"{fmean(record['peak_memory']['resident_mib'] for record in made):.0f}"
-    return table(rows)
+def folder() -> str:
+    """What one command and a folder of pictures give."""
+    rows = measured("folder")["rows"]
+    kept = ("category", "training images", "image AUROC", "pixel AUROC", "minutes", "peak memory, MiB")
+    return table([{name: row[name] for name in kept} for row in rows])
 
 
 def main() -> None:
@@ -212,10 +206,10 @@ def main() -> None:
         "merging": table(measured("merging_study")["rows"]),
         "bank": table(measured("bank_study")["rows"]),
         "composition": table(measured("composition_study")["rows"]),
+        "learning curve": table(measured("learning_curve")["rows"]),
     }
-    (photographed,) = records("photographs")
     results = {"results": parts(found, differences=False), "models": models()}
-    results |= {"photographs": photographs(), "damage": damage(photographed)}
+    results |= {"photographs": photographs(), "folder": folder()}
     fill(ROOT / "docs" / "findings.md", content)
     fill(ROOT / "README.md", results)
 

@@ -16,6 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,39 +94,41 @@ def measure_one(args: argparse.Namespace, category: str, seed: int, count: int) 
         normal = calibration[part][0].double()
         above = values > normal.mean() + deviations(len(normal), FALSE_ALARM_RATE) * normal.std()
         rates = {"false alarms": above[good], "found": above[~good]}
-        found[f"{count} | {part}"] = scores(paths, values, maps) | {
+        found[part] = scores(paths, values, maps) | {
             name: 100 * share.double().mean().item() for name, share in rates.items()
         }
-    found[f"{count} | {MERGED}"] |= {"seconds": seconds}
+    found[MERGED] |= {"seconds": seconds}
     return found
 
 
 def frame(cells: Mapping[str, Any]) -> pd.DataFrame:
-    """Long table with ``images`` (a number) and ``part`` instead of ``name``; photographs apart from the drawn mean."""
+    """Long table, ``name`` is the part, with ``images``, their number, and ``data``: the photographs or "drawn"."""
     found = long(cells)
-    found[["images", "part"]] = found.name.str.split(" | ", regex=False, expand=True)
+    found[["category", "images"]] = found.category.str.split(" ", expand=True)
+    found["images"] = found.images.astype(int)
     found["data"] = found.category.where(found.category == PHOTOGRAPHS, "drawn")
-    # juice_bottle has 302 training images
-    found["images"] = found.images.astype(int).clip(upper=COUNTS[-1])
     return found
 
 
 def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """One row for data, number of images and part; the drawn categories' mean."""
     found = frame(cells)
-    wide = found.groupby(["data", "images", "part", "column"], sort=False).value.mean().unstack("column")
+    wide = found.groupby(["data", "images", "name", "column"], sort=False).value.mean().unstack("column")
     order = [column for column in (*COLUMNS, "sPRO logical", "false alarms", "found", "seconds") if column in wide]
     rounded = wide[order].round(1).astype(object)
-    return rounded.where(rounded.notna(), "").reset_index().to_dict("records")
+    rows = rounded.where(rounded.notna(), "").rename_axis(["data", "images", "part"]).reset_index()
+    return rows.sort_values(["data", "images"], kind="stable").to_dict("records")
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure every category, and write the results file after each."""
+    """Measure every category and number, and write the results file after each."""
 
-    def of_category(category: str, seed: int) -> dict[str, dict[str, float]]:
-        return {name: values for n in args.counts for name, values in measure_one(args, category, seed, n).items()}
+    def cell(category: str, seed: int) -> dict[str, dict[str, float]]:
+        name, count = category.split()
+        return measure_one(args, name, seed, int(count))
 
-    collect("learning_curve", args, table_rows, of_category)
+    args.categories = [f"{category} {count}" for count, category in product(args.counts, args.categories)]
+    collect("learning_curve", args, table_rows, cell)
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -137,7 +140,7 @@ def draw(args: argparse.Namespace) -> None:
         for axes, (column, title) in zip(axes_row, COLUMNS.items(), strict=True):
             shown = column if name != PHOTOGRAPHS or "mean" not in column else column.replace("mean", "logical")
             for part, label in LABELS.items():
-                curve = data[(data.column == shown) & (data.part == part)].groupby("images").value.mean()
+                curve = data[(data.column == shown) & (data.name == part)].groupby("images").value.mean()
                 if len(curve):
                     axes.plot(curve.index, curve, marker="o", markersize=3, label=label)
             axes.set_title(f"{name}: {title if shown == column else title.replace('mean of the types', 'logical')}")

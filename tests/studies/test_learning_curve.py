@@ -13,20 +13,22 @@ from learning_curve import data_of, frame, table_rows
 
 COLUMNS = {"AUROC logical": 90.0, "false alarms": 5.0}
 CELLS = {
-    "juice_bottle/100": {"15 | merged": COLUMNS | {"seconds": 200.0}, "302 | merged": COLUMNS},
-    "loose_screws/100": {"300 | merged": COLUMNS | {"AUROC structural": 70.0}},
-    "sorting_tray/100": {"300 | merged": {"AUROC logical": 80.0, "false alarms": 0.0, "AUROC structural": 80.0}},
+    "juice_bottle 15/100": {"merged": COLUMNS | {"seconds": 200.0}},
+    "juice_bottle 300/100": {"merged": COLUMNS, "logical": COLUMNS},
+    "loose_screws 300/100": {"merged": COLUMNS | {"AUROC structural": 70.0}},
+    "sorting_tray 300/100": {"merged": {"AUROC logical": 80.0, "false alarms": 0.0, "AUROC structural": 80.0}},
 }
 
 
 def test_drawn_categories_are_averaged_and_photographs_stand_apart() -> None:
     rows = {(row["data"], row["images"], row["part"]): row for row in table_rows(CELLS)}
-    assert set(rows) == {("juice_bottle", 15, "merged"), ("juice_bottle", 300, "merged"), ("drawn", 300, "merged")}
+    photographs = {("juice_bottle", 15, "merged"), ("juice_bottle", 300, "merged"), ("juice_bottle", 300, "logical")}
+    assert set(rows) == {*photographs, ("drawn", 300, "merged")}
     assert rows["drawn", 300, "merged"]["AUROC logical"] == pytest.approx(85.0)
     assert rows["drawn", 300, "merged"]["false alarms"] == pytest.approx(2.5)
     assert rows["juice_bottle", 15, "merged"]["seconds"] == pytest.approx(200.0)
     assert rows["juice_bottle", 15, "merged"]["AUROC structural"] == ""
-    assert len(frame(CELLS)) == 2 + 1 + 2 + 3 + 3
+    assert len(frame(CELLS)) == 3 + 2 + 2 + 3 + 3
 
 
 def test_a_subset_is_random_and_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

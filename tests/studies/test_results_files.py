@@ -10,7 +10,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "studies"))
 
 import _common
-import findings
 from _common import MADE_BY, RESULTS, load, measured, records
 from _drawn import collect
 
@@ -62,20 +61,3 @@ def test_every_results_file_has_its_script() -> None:
         text = (studies / script).read_text(encoding="utf-8")
         assert path.stem in text
         assert all(f"def {name}(" in text for name in part)
-
-
-def test_photographs_of_several_seeds() -> None:
-    (group,) = records("photographs")
-    category = group.measured_categories[0]
-    former = findings.damage(group)
-    record = group.records[category, 0]
-    seconds = {name: 3 * value for name, value in record["seconds"].items()}
-    group.seeds.append(1)
-    group.records[category, 1] = {**record, "seconds": seconds}
-    del group.scores  # cached
-    rows = [row for row in findings.damage(group).splitlines() if row.startswith(f"| {category.split('_')[0]}")]
-    (merged,) = (row for row in rows if "merged" in row)
-    assert len(rows) == 3
-    assert "± 0.0" in merged
-    assert f"{2 * record['seconds']['fit']:.0f}" in merged
-    assert former != findings.damage(group)
