@@ -206,7 +206,6 @@ def main() -> None:
         "merging": table(measured("merging_study")["rows"]),
         "bank": table(measured("bank_study")["rows"]),
         "composition": table(measured("composition_study")["rows"]),
-        "learning curve": table(measured("learning_curve")["rows"]),
     }
     results = {"results": parts(found, differences=False), "models": models()}
     results |= {"photographs": photographs(), "folder": folder()}
