@@ -140,7 +140,7 @@ def draw(args: argparse.Namespace) -> None:
         for axes, (column, title) in zip(axes_row, COLUMNS.items(), strict=True):
             shown = column if name != PHOTOGRAPHS or "mean" not in column else column.replace("mean", "logical")
             for part, label in LABELS.items():
-                curve = data[(data.column == shown) & (data.name == part)].groupby("images").value.mean()
+                curve = data[(data.column == shown) & (data["name"] == part)].groupby("images").value.mean()
                 if len(curve):
                     axes.plot(curve.index, curve, marker="o", markersize=3, label=label)
             axes.set_title(f"{name}: {title if shown == column else title.replace('mean of the types', 'logical')}")
@@ -149,6 +149,7 @@ def draw(args: argparse.Namespace) -> None:
             axes.set_xticks(COUNTS, labels=map(str, COUNTS))
             axes.minorticks_off()
             axes.grid(alpha=0.3)
+            axes.set_visible(bool(axes.lines))  # juice_bottle has no structural anomalies
     for axes in grid[-1]:
         axes.set_xlabel("training images", fontsize=8)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
