@@ -14,7 +14,9 @@ from anomalib_npgmf import Npgmf, disk
 from anomalib_npgmf.host.calibration import Calibrator
 from anomalib_npgmf.structural.greedy import LazyGreedy
 
-FORK = multiprocessing.get_context("fork")
+# not a fork of this process: torch refuses to train in one after it has trained here
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["anomalib.engine", "anomalib.data", "anomalib_npgmf"])
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -66,7 +68,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_training(category: Path, tmp_path: Path, moment: str) -> None:
-    child = FORK.Process(target=train_and_die, args=(category, tmp_path, moment))
+    child = SERVER.Process(target=train_and_die, args=(category, tmp_path, moment))
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL

@@ -124,7 +124,7 @@ def test_grey_images_of_8_and_16_bits_give_equal_scores(tmp_path: Path) -> None:
         scores.append(scores_of(engine, model, datamodule))
     assert len(scores[0]) == 8
     assert max(scores[0]) - min(scores[0]) > 0.1
-    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
 def test_transparent_and_grey_images_among_others(tmp_path: Path) -> None:
