@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from _common import Row, load, save
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.engine import Engine
 from anomalib.models.components import GaussianBlur2d
+from lightning.pytorch import seed_everything
 from PIL import Image
 from torch import Tensor
 
-from anomalib_npgmf import Npgmf, SyntheticLOCO
+from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
@@ -52,13 +53,28 @@ def backbone_of(args: argparse.Namespace, levels: Sequence[int] | None = None) -
     return backbone
 
 
-def fit(model: Npgmf, data: SyntheticLOCO, **trainer: Any) -> Npgmf:
+def fit(model: Npgmf, data: AnomalibDataModule, **trainer: Any) -> Npgmf:
     """Train a model; it is left on the CPU, ready to predict."""
     data.prepare_data()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     with tempfile.TemporaryDirectory() as scratch:
         Engine(devices=1, default_root_dir=scratch, **quiet, **trainer).fit(model, datamodule=data)
     return model.eval().cpu()
+
+
+def data_of(args: argparse.Namespace, category: str, seed: int, drawn: int = 60) -> AnomalibDataModule:
+    """The images of a category; of a drawn one with so many training images."""
+    if category == PHOTOGRAPHS:
+        return LOCO(args.photographs, category, train_batch_size=BATCH, eval_batch_size=8, num_workers=0)
+    root = args.root / (f"seed{seed}" if drawn == 60 else f"seed{seed}_of_{drawn}")
+    return SyntheticLOCO(root, category, SIZE, num_train=drawn, train_batch_size=BATCH, seed=seed)
+
+
+def composition_model(data: AnomalibDataModule, seed: int, epochs: int) -> Npgmf:
+    """Preset small with the composition branch and nothing around it, trained on the data."""
+    seed_everything(seed, workers=True, verbose=False)
+    model = Npgmf(preset="small", composition=True, post_processor=False, evaluator=False, visualizer=False)
+    return fit(model, data, max_epochs=epochs)
 
 
 def train_logical(

@@ -23,13 +23,12 @@ from typing import Any
 import pandas as pd
 import torch
 from _common import ROOT, Row, measured, run_part
-from _drawn import PHOTOGRAPHS, collect, fit, long, scores
+from _drawn import PHOTOGRAPHS, collect, composition_model, data_of, long, scores
 from anomalib.data import AnomalibDataModule
-from lightning.pytorch import seed_everything
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
+from anomalib_npgmf import Npgmf
 from anomalib_npgmf.benchmark.evaluate import merged_by_other_rules
 from anomalib_npgmf.host.post_processor import FALSE_ALARM_RATE
 from anomalib_npgmf.merging.threshold import deviations
@@ -47,14 +46,9 @@ COLUMNS = {
 LABELS = {"logical": "logical branch", "structural": "structural branch", "composition": "composition", MERGED: MERGED}
 
 
-def data_of(args: argparse.Namespace, category: str, seed: int, count: int) -> AnomalibDataModule:
+def subset_of(args: argparse.Namespace, category: str, seed: int, count: int) -> AnomalibDataModule:
     """The images of a category with a random subset of the training images."""
-    data: AnomalibDataModule
-    if category == PHOTOGRAPHS:
-        data = LOCO(args.photographs, category, train_batch_size=4, eval_batch_size=8, num_workers=0)
-    else:
-        root = args.root / f"seed{seed}_of_{COUNTS[-1]}"
-        data = SyntheticLOCO(root, category, 256, num_train=COUNTS[-1], train_batch_size=4, seed=seed)
+    data = data_of(args, category, seed, COUNTS[-1])
     data.prepare_data()
     data.setup()
     samples = data.train_data.samples
@@ -80,12 +74,10 @@ def predicted(model: Npgmf, loader: Any) -> tuple[list[Path], dict[str, tuple[Te
 
 def measure_one(args: argparse.Namespace, category: str, seed: int, count: int) -> dict[str, dict[str, float]]:
     """Metrics of every part after a training on ``count`` images."""
-    seed_everything(seed, workers=True, verbose=False)
-    data = data_of(args, category, seed, count)
-    count = len(data.train_data)
-    model = Npgmf(preset="small", composition=True, post_processor=False, evaluator=False, visualizer=False)
+    data = subset_of(args, category, seed, count)
+    epochs = max(args.epochs, math.ceil(args.epochs * STEPS_OF / len(data.train_data)))
     start = time.perf_counter()
-    fit(model, data, max_epochs=max(args.epochs, math.ceil(args.epochs * STEPS_OF / count)))
+    model = composition_model(data, seed, epochs)
     seconds = time.perf_counter() - start
     (paths, test), (_, calibration) = predicted(model, data.test_dataloader()), predicted(model, data.val_dataloader())
     good = torch.tensor([path.parts[-2] == "good" for path in paths])

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from _common import options
-from _drawn import DEFAULTS, PHOTOGRAPHS, collect, fit, photographs_and_drawn, scores
+from _drawn import DEFAULTS, PHOTOGRAPHS, collect, composition_model, data_of, photographs_and_drawn, scores
 from anomalib.data import AnomalibDataModule
-from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
+from anomalib_npgmf import Npgmf
 from anomalib_npgmf.composition.histogram import surplus_of
 from anomalib_npgmf.merging.composition import BRANCH_MARGIN, LARGEST_LEAD, SURPLUS_WEIGHT
 from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL
@@ -43,19 +42,10 @@ class Maps(NamedTuple):
     counted: Tensor
 
 
-def data_of(args: argparse.Namespace, category: str, seed: int) -> AnomalibDataModule:
-    """The images of a category."""
-    if category == PHOTOGRAPHS:
-        return LOCO(args.photographs, category, train_batch_size=4, eval_batch_size=8, num_workers=0)
-    return SyntheticLOCO(args.root / f"seed{seed}", category, 256, num_train=60, train_batch_size=4, seed=seed)
-
-
 def trained(args: argparse.Namespace, category: str, seed: int) -> tuple[Npgmf, AnomalibDataModule]:
     """A trained model, and its data ready for the test."""
-    seed_everything(seed, workers=True, verbose=False)
     data = data_of(args, category, seed)
-    model = Npgmf(preset="small", composition=True, post_processor=False, evaluator=False, visualizer=False)
-    fit(model, data, max_epochs=args.epochs)
+    model = composition_model(data, seed, args.epochs)
     data.setup("test")
     return model, data
 

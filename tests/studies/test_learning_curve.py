@@ -9,7 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "studies"))
 
 import learning_curve
-from learning_curve import data_of, frame, table_rows
+from learning_curve import frame, subset_of, table_rows
 
 COLUMNS = {"AUROC logical": 90.0, "false alarms": 5.0}
 CELLS = {
@@ -36,7 +36,7 @@ def test_a_subset_is_random_and_repeatable(tmp_path: Path, monkeypatch: pytest.M
     args = argparse.Namespace(root=tmp_path)
 
     def chosen(count: int, seed: int) -> list[str]:
-        data = data_of(args, "loose_screws", seed, count)
+        data = subset_of(args, "loose_screws", seed, count)
         paths = [Path(path) for path in data.train_data.samples.image_path]
         assert all(path.parts[-3:-1] == ("train", "good") for path in paths)
         batches = [path for batch in data.train_dataloader() for path in batch.image_path]
