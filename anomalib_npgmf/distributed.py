@@ -1,4 +1,7 @@
-"""Every operation between processes. All but the sending of single tensors do nothing in a single process."""
+"""Every operation between processes.
+
+In a single process the collective ones do nothing; `send_to_rank0` and `receive_from` must not be called there.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """Checks of arguments and configuration fields against their annotations; every error is one sentence.
 
-An annotation says what a field may hold: ``codebook_size: Annotated[int, Range(2, 1024)]``. Bounds exist where values
-beyond them make no sense or ask for more memory than machines have.
+An annotation says what a field may hold, for example ``codebooks: Annotated[int, Range(1, 64)]``. Bounds exist where
+values beyond them make no sense or ask for more memory than machines have.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a finite number, both included.
+    """Bounds of a finite number: ``high`` is included, ``low`` too unless ``above_low``.
 
     Args:
         low: Smallest value.

@@ -56,10 +56,12 @@ class Npgmf(AnomalibModule):
         structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
-        prompt: Caption for CLIP, which replaces ``{}`` in ``captions`` of ``logical``; left out, the category's name.
+        prompt: Class name for CLIP, inserted for ``{}`` in the templates ``captions`` of ``logical``; left out, the
+            category's name.
         clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
             name that open_clip publishes; left out, OpenAI's are fetched.
-        logical_image_size: Side, or height and width, of the images that the logical branch sees.
+        logical_image_size: Side, or height and width, of the images that the logical branch sees; where the preset's
+            branches share one pass, those of the structural branch too.
         structural_image_size: Side, or height and width, of the images that the structural branch sees.
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
         logical_weight: Weight of the calibrated logical map in the sum.
@@ -126,7 +128,7 @@ class Npgmf(AnomalibModule):
         quieten()
         with speak_plainly():
             given = check_arguments(Npgmf.__init__, dict(locals()))  # the arguments by name
-            # Under their own names: these locals become the hyper-parameters that checkpoints are compared with.
+            # Keep these names: Lightning reads the locals as hyper-parameters, which are compared with a file's.
             structural = dict(structural or {}) | ({} if coreset_ratio is None else {"coreset_ratio": coreset_ratio})
             logical = dict(logical or {}) | ({} if use_codebooks else {"vq_levels": ()})
             overrides = {name: given[name] for name in OVERRIDABLE}

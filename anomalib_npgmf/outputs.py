@@ -8,13 +8,13 @@ from anomalib_npgmf.composition import Explanation, RegionExplanation
 
 
 class Features(NamedTuple):
-    """Frozen features for each part of the model; empty for a part that is not in use.
+    """Frozen features for each branch of the model; empty for a branch that is not in use.
 
     Attributes:
         logical: Levels of the encoder that the logical branch uses, [B, C_k, H/2^k, W/2^k], finest first; standardised
             where the configuration says so.
-        structural: The memory bank's levels, likewise.
-        composition: The composition branch's levels, likewise.
+        structural: The memory bank's levels, never standardised.
+        composition: The composition branch's levels, never standardised.
     """
 
     logical: list[Tensor]
@@ -26,9 +26,9 @@ class BranchMaps(NamedTuple):
     """Raw results of the branches for a batch.
 
     Attributes:
-        maps: Raw anomaly map of each part in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W]; with the latter the composition ``"distance"`` and
-            ``"count_distance"`` of each image, [B].
+        maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
+            ``"composition"`` [B, 1, H, W]; with the latter ``"distance"`` and ``"count_distance"`` of
+            each image, [B], see `CompositionOutput`.
         reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
             without that branch, without ``details``, or where its map was known.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
@@ -40,6 +40,6 @@ class BranchMaps(NamedTuple):
     explanations: list[Explanation | RegionExplanation]
 
     def alone(self, part: str) -> dict[str, Tensor]:
-        """The entries that `anomalib_npgmf.torch_model.NpgmfModel.merge` needs for one part alone."""
+        """The entries that `anomalib_npgmf.torch_model.NpgmfModel.merge` needs for one branch alone."""
         names = (part, "distance", "count_distance") if part == "composition" else (part,)
         return {name: self.maps[name] for name in names}

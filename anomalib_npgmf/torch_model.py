@@ -72,7 +72,7 @@ class NpgmfModel(nn.Module):
                 config.logical,
             )
         if config.branches != "logical" and not config.shares_backbone:
-            # The composition branch reads this network too, which sees the larger images.
+            # The composition branch reads this network too.
             levels = sorted({*config.structural.levels, *config.composition_levels})
             name = config.structural_backbone or config.backbone
             self.structural_encoder = Backbone(name, levels, config.structural_image_size)

@@ -75,7 +75,7 @@ class FeatureCache:
         self._folder, self._images, self._limit = Path(folder), images, limit
         self._rows: dict[str, int] = {}
         self._shapes: list[torch.Size] = []
-        self._layouts: list[torch.memory_format] = []  # of the network's maps, which training then gets either way
+        self._layouts: list[torch.memory_format] = []  # memory format of each map, the same for cached features
         self._dtype = torch.float32
         self._file: IO[bytes] | None = None
         self._values: Any = None  # [capacity, numbers per image]
@@ -83,7 +83,7 @@ class FeatureCache:
     def features(
         self, keys: Sequence[str], images: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]
     ) -> list[Tensor]:
-        """Features of a batch, from the file as far as they are there.
+        """Features of a batch: cached ones are read, missing ones computed and, while there is room, cached.
 
         Args:
             keys: Paths of the B images.

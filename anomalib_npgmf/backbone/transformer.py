@@ -12,8 +12,8 @@ def blocks_by_level(patch: int) -> dict[int, int]:
     """The last three blocks of a plain transformer as levels.
 
     Patches of 14 or 16 pixels count as stride 16 (level 4), patches of 32 as stride 32 (level 5). The blocks become
-    levels k - 1, k and k + 1, as in the simple feature pyramid of ViTDet (Li et al., ECCV 2022), but without training:
-    maps are resized.
+    levels k - 1, k and k + 1. Unlike the simple feature pyramid of ViTDet (Li et al., ECCV 2022), which builds all
+    levels from the last block by trained layers, each level is another block, resized.
 
     Args:
         patch: Side of a patch, in pixels.

@@ -12,7 +12,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a ``.pth``, ``.pt`` or ``.safetensors`` file of weights without running any code stored in it.
 
     Args:
-        path: The file. A mapping under the key ``state_dict`` or ``model`` is unwrapped, a prefix ``module.`` dropped.
+        path: The file. Of a ``.pth`` or ``.pt`` file a mapping under the key ``state_dict`` or ``model`` is unwrapped,
+            and a prefix ``module.`` dropped.
 
     Returns:
         Parameter name to tensor, on the CPU.

@@ -8,15 +8,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 _MAX_PATCHES = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
-_DAMPING = 0.2  # times the mean variance: added to each variance before whitening, to limit noise
+_RIDGE = 0.2  # times the mean variance: added to each eigenvalue of the covariance before whitening, to limit noise
 
 
 class SoftCodes(nn.Module):
     """Several codebooks for one feature level, each the k-means centres of normal patches.
 
-    A patch x belongs to code c with the probability that a mixture of equal spherical Gaussians around the codes gives
-    it, ``a_c(x) = softmax_c(-|x - c|^2 / t)``, t being the median squared distance of a normal patch to its nearest
-    code. Unlike hard assignment, the histogram does not jump when a patch lies between two codes.
+    Soft assignment: patch x belongs to code c with the posterior probability of a mixture of equally weighted Gaussians
+    with means c and covariance ``(t / 2) I``, ``a_c(x) = softmax_c(-|x - c|^2 / t)``. The temperature t is the median
+    squared distance of a normal patch to its nearest code. Unlike with hard assignment, the histogram does not jump
+    when a patch lies between two codes.
     Since ``|x|^2`` cancels in the softmax, all codebooks together are one 1x1 convolution.
 
     Args:
@@ -62,7 +63,7 @@ class SoftCodes(nn.Module):
             names = "codebook_sizes or grid_codebook_sizes"
             msg = f"{size} codes need as many patches, but there are {len(patches)}; lower {names}."
             raise ValueError(msg)
-        # Whitening and projection T are linear: codes can be taken back to the feature space, <T x, c> = <x, T^t c>.
+        # Whitening and projection are linear, and <A x, c> = <x, A' c>: codes can take in the map A.
         whitening = _whitening(_sample(patches, 0)) if self._whiten else None
         for book in range(books):
             sample = _sample(patches, book)
@@ -108,5 +109,5 @@ def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [C] and regularised inverse square root [C, C] of the covariance."""
     covariance, mean = torch.atleast_2d(torch.cov(sample.double().T)), sample.mean(dim=0)
     variances, directions = torch.linalg.eigh(covariance)
-    scale = (variances.clamp_min(0) + _DAMPING * variances.mean().clamp_min(1e-12)).rsqrt()
+    scale = (variances.clamp_min(0) + _RIDGE * variances.mean().clamp_min(1e-12)).rsqrt()
     return mean, (directions * scale @ directions.T).to(sample)

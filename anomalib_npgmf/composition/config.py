@@ -6,7 +6,7 @@ from typing import Annotated
 from anomalib_npgmf.fields import Items, Range, check_fields
 
 _Sizes = Annotated[tuple[Annotated[int, Range(2, 1024)], ...], Items(1, distinct=False)]
-_MAX_SHARES = 8192  # a covariance of 8192 x 8192 takes 256 MiB, one per level and codebook
+_MAX_BINS = 8192  # a covariance of 8192 x 8192 takes 256 MiB, one per level and codebook
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class CompositionConfig:
     Args:
         levels: Backbone levels whose patches are counted; level k has stride 2^k.
         codebook_sizes: Numbers of codes of whole-image histograms. Few codes suit a small training set, many tell
-            similar parts apart; the squared distances of all sizes are averaged.
+            similar objects apart; the squared distances of all sizes are averaged.
         codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
-            averaged as well, because it partly depends on the start which parts share a code.
+            averaged as well, because it partly depends on the start which objects share a code.
         grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
         grid_codebook_sizes: Numbers of codes of the histograms of grids.
         region_levels: Backbone levels of the memory bank of regions, see
@@ -54,9 +54,9 @@ class CompositionConfig:
         check_fields(self, "composition.")
         for name in ("levels", "region_levels"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
-        if self.grids and (shares := max(self.grids) ** 2 * max(self.grid_codebook_sizes)) > _MAX_SHARES:
+        if self.grids and (bins := max(self.grids) ** 2 * max(self.grid_codebook_sizes)) > _MAX_BINS:
             msg = (
                 f"composition.grids {self.grids} with grid_codebook_sizes {self.grid_codebook_sizes} make histograms "
-                f"of {shares} shares, whose covariance takes too much memory; lower either for at most {_MAX_SHARES}."
+                f"of {bins} bins, whose covariance takes too much memory; lower either for at most {_MAX_BINS}."
             )
             raise ValueError(msg)

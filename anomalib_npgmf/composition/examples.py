@@ -14,7 +14,7 @@ THUMBNAIL = 128  # side of the images that the patches are cut from, in pixels
 SIDE = 32  # side of a patch, in pixels
 PATCHES = 3
 _SMALLEST = 3  # positions of the feature map; smaller regions are noise
-_STEADY = 0.5  # largest standard deviation at which a usual number of regions is stated
+_STEADY = 0.5  # largest standard deviation of the number of regions at which a usual number is stated
 
 
 class CodeExamples(nn.Module):
@@ -28,7 +28,7 @@ class CodeExamples(nn.Module):
         size: Codes K per codebook.
 
     Attributes:
-        patches: RGB patches, [R, K, 3, 3, 32, 32] uint8, with the number of the patch before the channels.
+        patches: RGB patches, [R, K, 3, 3, 32, 32] uint8, with the index of the patch in dimension 2.
         regions: Mean and standard deviation of the number of regions in a normal image, [R, K, 2].
 
     Example:

@@ -19,10 +19,10 @@ class Explanation(NamedTuple):
     Attributes:
         level: Backbone level of the code.
         codebook_size: How many codes its codebook has.
-        codebook: Number of its codebook among those of that level and size.
-        code: Its number in the codebook.
+        codebook: Index of its codebook among those of that level and size.
+        code: Index in the codebook.
         share: Share of the patches of the place that are assigned to the code, in [0, 1].
-        normal_share: Mean share on normal images.
+        normal_share: Usual share on normal images, see `Evidence.normal_shares` of `histogram`.
         mask: Patches of the place that belong to the code, boolean [H, W].
         place: Cell of the grid in words, "image" for the whole image.
         patches: Normal patches that belong to the code, RGB, [3, 3, 32, 32] uint8; ``None`` if they are not known.

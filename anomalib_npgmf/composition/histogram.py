@@ -15,7 +15,7 @@ from anomalib_npgmf.composition.examples import CodeExamples
 from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
 _EXAMPLE_IMAGES = 200  # at most so many normal images are looked at for examples of the codes
-_SHOWN_LEVELS = 2  # whose surplus the map shows, the finest ones
+_SHOWN_LEVELS = 2  # so many of the finest levels contribute to the surplus map
 _SMALLEST = 1e-6  # lower bound on the largest contribution, for an image that equals the mean
 _EPSILON = 1e-4  # added to every share: keeps the slope of the square root finite
 
@@ -26,7 +26,8 @@ class Evidence(NamedTuple):
     Attributes:
         memberships: Soft assignment of patches to codes, [B, R, K, H, W].
         shares: Share of a cell's patches that belong to each code, [B, R, K, g, g], in [0, 1].
-        normal_shares: The same for the mean normal image, [R, K, g, g].
+        normal_shares: The same of normal images, [R, K, g, g]: the square of the mean square root of their shares,
+            which is at most their mean share.
         contributions: Contribution of each code in each cell to the squared distance, [B, R, K, g, g].
         examples: What the codes stand for; ``None`` in files of before version 0.2.
     """
@@ -43,8 +44,7 @@ class HistogramOutput(NamedTuple):
 
     Attributes:
         squared: Squared distance of each image, [B].
-        surplus: Fraction of what a position shows that is too much, [B, 1, H, W], in [0, 1]; see
-            `CodeHistograms.forward`.
+        surplus: Relative excess of the codes at each position, [B, 1, H, W], in [0, 1]; see `CodeHistograms.forward`.
         evidence: One entry per pair of level and codebook size.
     """
 
@@ -61,7 +61,7 @@ class CodeHistograms(nn.Module):
     each weighted by the side of its level's map: shares of more patches are more accurate.
 
     Args:
-        levels: Number of each level that is read.
+        levels: Index k of each level that is read; its stride is 2^k.
         channels: Channels of each.
         sizes: Numbers of codes.
         books: Codebooks per level and size.
@@ -70,7 +70,7 @@ class CodeHistograms(nn.Module):
 
     Example:
         >>> histograms = CodeHistograms([3], [2], (2,), books=1)
-        >>> def scene(column, rows):  # some of 64 patches show a part
+        >>> def scene(column, rows):  # some of 64 patches show an object
         ...     part = torch.zeros(1, 2, 8, 8)
         ...     part[0, 1, :rows, column] = 5.0
         ...     return part
@@ -79,7 +79,7 @@ class CodeHistograms(nn.Module):
         >>> output = histograms([torch.cat([scene(2, 2), scene(6, 6)])], size=(8, 8))
         >>> held_out.shape, output.surplus.shape, bool(output.squared[1] > 5 * output.squared[0])
         (torch.Size([20]), torch.Size([2, 1, 8, 8]), True)
-        >>> [round(value, 2) for value in output.surplus[1, 0, [0, 0], [6, 0]].tolist()]  # (6 - 2.46) / 6 on the part
+        >>> [round(value, 2) for value in output.surplus[1, 0, [0, 0], [6, 0]].tolist()]  # (6 - 2.47) / 6
         [0.59, 0.0]
     """
 
@@ -147,12 +147,13 @@ class CodeHistograms(nn.Module):
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> HistogramOutput:
         """Compute distance and map.
 
-        Of a code with the share s of a cell's patches, where normal images have m, the fraction ``max(0, s - m) / s``
-        is surplus: of six parts where five are normal it is one sixth, of a part that never occurs it is one. It is
-        multiplied by ``c / max c``, where c is what the code contributes to the squared distance: a code whose share
-        varies among normal images contributes little. A patch shows the surplus of its codes in its cell, averaged over
-        codebooks, sizes and the two finest levels; a patch of a coarser one covers what lies beside the surplus as
-        well. A missing part leaves no trace but the slightly larger share of what lies in its place.
+        The surplus is the relative excess of a code. For code k in a cell it is ``max(0, s - m) / s``, with the share s
+        of the cell's patches here and the share m in normal images: one sixth for six objects instead of five, one for
+        an object that never occurs. It is weighted by ``c / max c``, where c is the contribution of the code to the
+        squared distance, which is small for codes whose share varies among normal images. The value of a patch is the
+        sum over the codes of membership times surplus, averaged over codebooks, sizes and the two finest levels;
+        patches of coarser levels would mark the surroundings as well. A missing object gives no surplus of its own,
+        only a small one of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.

@@ -35,11 +35,11 @@ class CompositionOutput(NamedTuple):
     """Result for a batch.
 
     Attributes:
-        distance: Composition distance of each image, [B]: the largest score, in standard deviations above the mean
-            normal image, minus the margin of grids. Below zero for typical images.
-        count_distance: The largest score of a histogram alone, [B], without the regions.
-        anomaly_map: What is too much: the largest surplus of a position in any histogram, [B, 1, H, W], in [0, 1]; see
-            `CodeHistograms.forward`.
+        distance: Composition score of each image, [B]: the maximum over the histograms and the memory bank of regions
+            of the standardised distance (a z-score) minus its margin. Negative for typical images.
+        count_distance: The same maximum over the histograms alone, [B].
+        anomaly_map: Surplus, [B, 1, H, W], in [0, 1]: what occurs too often, see `CodeHistograms.forward`; the maximum
+            over the histograms.
         explanations: The code that contributes most to each image's distance, or the region, where regions decide;
             empty unless asked for.
     """
@@ -53,13 +53,14 @@ class CompositionOutput(NamedTuple):
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
-    Whole-image histograms ignore positions and tell numbers best; those of grids detect what lies in the wrong
-    place or does not belong together; a memory bank of regions, where the settings ask for it, what is unlike any
-    normal part. The distance of each is standardised by its mean and standard deviation over normal images, and the
-    largest decides. Scores of grids are lowered by 0.5 standard deviations, which limits false alarms. With fewer than
-    four training images nothing is standardised, and only whole-image histograms decide.
+    Whole-image histograms ignore positions and count best. Histograms of grid cells find objects in the wrong place and
+    wrong combinations. The optional memory bank of regions finds objects unlike any normal one. The distance of each is
+    standardised by its mean and standard deviation over normal images, and the largest is the score. Scores of grids
+    are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four training images nothing is
+    standardised, and only whole-image histograms are used.
 
-    The map shows what is too much. What is missing it cannot show; the logical branch can, where parts have places.
+    The map shows what occurs too often. It cannot show what is missing; the logical branch can, where objects have
+    fixed positions.
 
     Args:
         levels: Backbone level of each feature map, finest first.
@@ -102,7 +103,7 @@ class CompositionBranch(nn.Module):
         self.channels = tuple(channels[index] for index in self._counted)
         books = config.codebooks
         histograms = [CodeHistograms(self.levels, self.channels, config.codebook_sizes, books=books)]
-        # Parts that belong together may differ in colour alone, a small part of the features: hence the whitening.
+        # Objects that belong together may differ in colour alone, in few feature directions: hence the whitening.
         histograms += [
             CodeHistograms(self.levels, self.channels, config.grid_codebook_sizes, books=books, grid=grid, whiten=True)
             for grid in config.grids

@@ -1,7 +1,8 @@
-"""Memory bank of regions, the patches of coarse levels: finds what no normal image shows together.
+"""Memory bank of regions, which are the patches of coarse feature levels.
 
-A patch of a coarse level covers a part and its surroundings, such as the fruit on a label and the colour beside it. Its
-distance from the nearest one of normal images tells whether this combination occurs. An addition to the paper.
+A region covers an object and its surroundings, such as the fruit on a label and the colour beside it. A large distance
+from the nearest region of normal images means that normal images do not hold this combination. An addition
+to the paper.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ class RegionExplanation(NamedTuple):
 
     Attributes:
         distance: Its distance.
-        normal_distance: Mean distance of the farthest region of a normal image.
-        mask: Regions farther away than that, boolean [H, W].
+        normal_distance: Mean over normal images of the distance of their farthest region.
+        mask: Regions farther away than that mean, boolean [H, W].
         place: Where it lies, in words.
 
     Example:
         >>> RegionExplanation(3.0, 2.0, torch.zeros(2, 2, dtype=torch.bool), "upper left").reason
-        'no normal image has such a region: upper left (distance 3.00, normal images up to 2.00)'
+        'no normal image has such a region: upper left (distance 3.00, normal images on average 2.00)'
     """
 
     distance: float
@@ -50,7 +51,7 @@ class RegionExplanation(NamedTuple):
     @property
     def reason(self) -> str:
         """`text` without the name of the branch."""
-        distances = f"distance {self.distance:.2f}, normal images up to {self.normal_distance:.2f}"
+        distances = f"distance {self.distance:.2f}, normal images on average {self.normal_distance:.2f}"
         return f"no normal image has such a region: {self.place} ({distances})"
 
 

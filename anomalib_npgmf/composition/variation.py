@@ -18,11 +18,11 @@ class NormalVariation(nn.Module):
 
     Args:
         books: Number R of codebooks.
-        size: Length K of a histogram: codes per codebook times cells.
+        size: Length L of a histogram: codes per codebook times cells.
 
     Attributes:
-        mean: Mean histogram, [R, K].
-        precision: Scaled inverse covariance, [R, K, K].
+        mean: Mean histogram, [R, L].
+        precision: Scaled inverse covariance, [R, L, L].
 
     Example:
         >>> variation = NormalVariation(1, 2)
@@ -50,7 +50,7 @@ class NormalVariation(nn.Module):
         """Fit to normal images.
 
         Args:
-            vectors: Their code histograms, [N, R, K].
+            vectors: Their code histograms, [N, R, L].
 
         Raises:
             ValueError: If there are fewer than two images.
@@ -68,10 +68,10 @@ class NormalVariation(nn.Module):
         """Difference from the mean, and half the gradient of the squared Mahalanobis distance.
 
         Args:
-            vectors: [B, R, K].
+            vectors: [B, R, L].
 
         Returns:
-            ``x = v - mean`` and ``P x``, both [B, R, K]; the sum of their product over K is the squared distance.
+            ``x = v - mean`` and ``P x``, both [B, R, L]; the sum of their product over L is the squared distance.
         """
         difference = vectors - self.mean
         gradient = (self.precision @ difference.unsqueeze(-1)).squeeze(-1)
@@ -82,7 +82,7 @@ def cross_validated(vectors: Tensor) -> Tensor:
     """Squared distance of each normal image from mean and covariance of the others (cross-validation).
 
     Args:
-        vectors: Code histograms, [N, R, K]. Of more than sixty images, several are left out at a time.
+        vectors: Code histograms, [N, R, L]. Of more than sixty images, several are left out at a time.
 
     Returns:
         Mean over the codebooks, [N]; zero for less than three images.

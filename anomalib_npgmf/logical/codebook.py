@@ -38,7 +38,8 @@ class AtrousBlock(nn.Module):
         in_channels: Channels of the level.
         width: Channels of each parallel branch.
         out_channels: Channels of the result, the dimension of a code.
-        dilations: Dilation of each 3x3 branch, below the side of the map.
+        dilations: Dilation of each 3x3 branch; where it reaches the side of the map, only the centre of the kernel
+            counts.
         norm: See `make_norm`. The pooled branch has none: it holds one value per channel.
 
     Example:
@@ -96,7 +97,8 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = commitment
         self.codes = nn.Parameter(torch.randn(size, dim))
-        # How many vectors, of all processes, chose each code since the last reset; not saved in checkpoints.
+        # How many vectors, of all processes, chose each code since the last reset; not in the state dict, but
+        # checkpoints have it, see `LogicalBranch.training_state`.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
     @in_single_precision

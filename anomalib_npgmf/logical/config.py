@@ -26,16 +26,16 @@ class LogicalConfig:
             texture or the whole scene. Empty: no codebooks.
         loss_levels: Levels of eq. 4 and eq. 7; ``None`` means all of ``levels``.
         standardise: Whether the channels of the encoder's features are normalised to mean 0 and standard deviation 1
-            over training images. The paper does not; but where features may be negative (MobileNet, EfficientNet) the
-            means of the channels would dominate the cosine of eq. 3.
+            over a sample of training images. The paper does not; but where features may be negative (MobileNet,
+            EfficientNet) the means of the channels would dominate the cosine of eq. 3.
         embedding_channels: Channels of the one-class embedding; ``None`` means those of the deepest level.
-        rectify_embedding: Whether the second convolution of the one-class embedding is normalised and rectified, as the
-            first is and as in RD4AD.
+        rectify_embedding: Whether normalisation and ReLU follow the second convolution of the one-class embedding, as
+            they follow the first, and as in RD4AD.
         clip_model: open_clip's name of the CLIP whose text tower embeds the caption. OpenAI's weights need
             an architecture with QuickGELU, as the default has; most others need one without, such as ``ViT-B-32``.
-        captions: The caption for CLIP, with ``{}`` for the prompt or the category's name; of several the mean of their
-            embeddings is taken.
-        prior_dim: Channels of the global context g, a linear layer of the text embedding.
+        captions: Prompt templates for CLIP; ``{}`` stands for the class name, which is ``prompt`` of the model or the
+            category's name. The embeddings of several are averaged.
+        prior_dim: Channels of the global context g, the output of a linear layer on the text embedding.
         prior_grid: Side s0 of the grid to which g is reshaped before upsampling; 1 broadcasts it.
         codebook_size: Codes per codebook; 16 in the paper.
         code_dim: Channels of a code.
@@ -51,7 +51,7 @@ class LogicalConfig:
             (the literal reading) runs them at the concatenated width.
         fusion_depth: LeWin blocks per fusion; every second one has shifted windows.
         window: Side of the attention windows.
-        head_dim: Channels per attention head.
+        head_dim: Channels per attention head, at least; a narrower map has one head.
         modulator: Whether windows of full size carry a learned embedding, as in Uformer's decoder.
         decoder_blocks: Bottlenecks per decoding block, or one number for each level, finest first.
         decoder_channels: Maximum number of channels inside the embedding, the atrous blocks and the decoder. 1x1

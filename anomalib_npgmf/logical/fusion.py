@@ -51,8 +51,8 @@ class Fusion(nn.Module):
         self.size, self.mode = size, mode
         self.out_channels = channels + (prior_dim + code_dim if mode == "concat" else 0)
         if mode == "proj":
-            # One 1x1 convolution of the concatenation, written as a sum over its inputs. It commutes with the bilinear
-            # upsampling of the context, which therefore follows it.
+            # One 1x1 convolution of the concatenation, written as a sum over its inputs. 1x1 convolution and bilinear
+            # upsampling commute, so the context is projected first, at its small size, and upsampled afterwards.
             self.project = nn.Conv2d(channels, channels, 1)
             self.project_prior = nn.Conv2d(prior_dim, channels, 1, bias=False) if prior_dim else None
             self.project_codes = nn.Conv2d(code_dim, channels, 1, bias=False) if code_dim else None

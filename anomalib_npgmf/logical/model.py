@@ -20,7 +20,8 @@ class LogicalOutput(NamedTuple):
     """Result of a forward pass.
 
     Attributes:
-        decoded: f_D^k, [B, C_k, H/2^k, W/2^k], finest first; without image, only from the finest level of eq. 7 on.
+        decoded: f_D^k, [B, C_k, H/2^k, W/2^k], finest first. If the image is not reconstructed, levels finer
+            than the finest one of eq. 7 are left out.
         reconstruction: Reconstructed image, [B, 3, H, W]; ``None`` if it was not requested.
         codebook_loss: Eq. 2 summed over levels; zero in evaluation mode.
     """
@@ -45,7 +46,8 @@ class LogicalBranch(nn.Module):
         config: Architecture and loss.
 
     Raises:
-        ValueError: If windows cannot tile the maps, a level is unknown or the image is too small.
+        ValueError: If windows cannot tile the maps, a level is unknown, or the sides of the image are no multiples of
+            four times the stride of the deepest level.
 
     Example:
         >>> branch = LogicalBranch((3, 4, 5), (8, 16, 32), (True,) * 3, (128, 128), "none",
@@ -228,7 +230,10 @@ class LogicalBranch(nn.Module):
         broadcast_from_rank0([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
 
     def codebook_statistics(self) -> dict[str, float]:
-        """Perplexity and number of dead codes per level in this epoch; the next training pass resets the counts."""
+        """Perplexity and number of dead codes per level in this epoch.
+
+        Call it at the end of an epoch: the next training pass replaces dead codes and resets the counts.
+        """
         statistics: dict[str, float] = {}
         for level in self.vq_levels:
             book = self._codebook(level)
@@ -238,7 +243,7 @@ class LogicalBranch(nn.Module):
         return statistics
 
     def training_state(self) -> dict[str, Any]:
-        """State beside the parameters that resuming a training exactly needs: that of the renewal of codes."""
+        """Usage of the codes, random state and renewal flag: what exact resuming needs beside the state dict."""
         usage = {str(level): self._codebook(level).usage.cpu() for level in self.vq_levels}
         return {"renew": self._renew, "generator": self._generator.get_state(), "usage": usage}
 

@@ -127,8 +127,8 @@ class TextPrior(nn.Module):
     exported model does not need CLIP.
 
     Args:
-        kind: ``"clip"`` expects the embedding through `set_embedding`; ``"random"`` is a fixed random unit vector and
-            ``"learned"`` a trained vector, both for comparison.
+        kind: ``"clip"`` expects the embedding through `set_embedding`; ``"learned"`` is a trained
+            vector, which needs no CLIP (preset ``small``), ``"random"`` a fixed random unit vector, for comparison.
         dim: Channels of the context.
         grid: Side s0 of the context's grid.
         embedding_dim: Length of t, see `text_dim_of`.

@@ -34,18 +34,17 @@ class CompositionMerger(nn.Module):
     ``c = (C - mu_C) / sd_C`` for the composition distance C. Three quarters of a standard deviation are subtracted
     because s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
-    The map answers another question, where the cause is: ``max(S', min(S', q) + 30 r min(max(g, 0), 6))`` for the
-    standardised map S', the surplus r and the quantile q that 95 % of all normal pixels stay below. By the lead
-    ``g = c' - max(s, 0)`` the composition's score exceeds the branches', c' being c of the histograms alone: regions do
-    not say what is too much. So the composition marks what is too much, the more the surer it is, where the branches do
-    not account for the anomaly; it never lowers what a branch marks and never hides it by the size of its score.
+    The map says where the cause is: ``max(S', min(S', q) + 30 r min(max(g, 0), 6))`` for the standardised map S', the
+    surplus r and the 0.95 quantile q of the pixels of normal images. ``g = c' - max(s, 0)`` is the lead of the
+    composition over the branches; c' is c of the histograms alone, because the memory bank of regions has no surplus.
+    Where g is positive, pixels with surplus are raised, the more the larger g is. No pixel of the branches is lowered.
 
     Attributes:
         mean: mu_S and mu_C.
         std: sd_S and sd_C.
-        margins: What is subtracted from s and from c, in standard deviations: 0.75 and 0, in files of before 0
-            and 0.25.
-        normal_level: q, a scalar.
+        margins: Standard deviations subtracted from the scores of the branches and of the composition: 0.75 and 0; in
+            checkpoints from before version 0.2, 0 and 0.25.
+        normal_level: q, a scalar, standardised.
 
     Example:
         >>> merger = CompositionMerger()
@@ -73,10 +72,10 @@ class CompositionMerger(nn.Module):
     def calibrate(
         self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None, *, normal_level: float
     ) -> None:
-        """Set mean, standard deviation and the level of normal pixels.
+        """Set mean, standard deviation and the quantile of normal pixels.
 
         Args:
-            scores: Image scores of the branches on calibration images, [N].
+            scores: Maxima of the branches' merged maps on calibration images, not standardised, [N].
             distances: Composition distances of the same images, [N].
             cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
                 training images, [3]; they are pooled with ``distances``.

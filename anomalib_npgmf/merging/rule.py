@@ -8,7 +8,7 @@ from anomalib_npgmf.merging.composition import CompositionMerger, Merged
 from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
-NORMAL_LEVEL = 0.95  # quantile of the pixels of normal images
+NORMAL_LEVEL = 0.95  # probability of the quantile of the pixels of normal images
 
 
 class MapMerger(nn.Module):
@@ -17,13 +17,13 @@ class MapMerger(nn.Module):
     With ``maximum``, an addition to the paper, it is the pixelwise maximum of the two calibrated and smoothed maps:
     where only one branch detects an anomaly, a sum would add the other branch's noise.
 
-    Maps are merged and smoothed at ``size``, then enlarged to ``output_size``. Without composition the score is the
-    maximum of the enlarged map.
+    Maps are merged and smoothed at ``size``, then resized to ``output_size``; for a maximum each map is smoothed and
+    resized first. Without composition the score is the maximum of the resized map.
 
     Args:
         size: Height and width at which maps are merged.
-        logical_weight: w_log.
-        structural_weight: w_str.
+        logical_weight: w_log; the model gives `ModelConfig.logical_weight`.
+        structural_weight: w_str; the model gives `ModelConfig.structural_weight`.
         blur: Gaussian filter, [B, 1, H, W] to [B, 1, H, W].
         maximum: Whether to take the maximum instead of the weighted sum.
         composition: Whether a composition map is merged as well.
@@ -144,7 +144,7 @@ class MapMerger(nn.Module):
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            Merged and smoothed map, [B, 1, *output_size]; ``None`` without any.
+            Merged and smoothed map, [B, 1, *output_size]; ``None`` if there is no map of a branch.
         """
         if self.maximum:
             return self.combined(self.smoothed(maps))
@@ -155,10 +155,11 @@ class MapMerger(nn.Module):
         """Sum or maximum of the terms.
 
         Args:
-            terms: By branch, [B, 1, H, W] each; of those of `smoothed` the result is `merge_branches`, up to rounding.
+            terms: By branch, [B, 1, H, W] each. For the output of `smoothed` the result equals `merge_branches`, up to
+                rounding.
 
         Returns:
-            [B, 1, H, W]; ``None`` without any.
+            [B, 1, H, W]; ``None`` if there are no terms.
         """
         if not terms:
             return None
@@ -167,7 +168,9 @@ class MapMerger(nn.Module):
 
     @in_single_precision
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map of each part on the scale of the merged map: the terms of the sum or of the maximum.
+        """Map of each branch on the scale of the merged map, for display.
+
+        With a composition branch each map is standardised by itself, so they do not add up to the merged map.
 
         Args:
             maps: Raw maps by part, [B, 1, h, w] each.

@@ -37,7 +37,8 @@ class MemoryBank(nn.Module):
         whiten: Channels of each level that the patches concatenate, to measure distances in whitened features, see
             `whitening`; ``None`` for Euclidean distances.
         seed: Seed of the coreset selection.
-        collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset.
+        collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset,
+            unless ``coreset_ratio`` is 0.25 or more.
         search_bytes: Memory for the scores of one chunk of queries against the bank, bytes.
 
     Attributes:
@@ -45,7 +46,7 @@ class MemoryBank(nn.Module):
             built.
         norms: Squared norms of its rows ``[M]``, float32.
         center: Mean of the bank ``[d]``, float32; with whitening that of all patches.
-        metric: Whitening matrix ``[d, d]``, float32; ``[0, 0]`` without.
+        metric: Whitening matrix W ``[d, d]``, float32: distances are those of ``(x - center) W``; ``[0, 0]`` without.
         basis: Principal components ``[d, reduce_to]``, float32; ``[0, 0]`` without reduction.
 
     Example:
@@ -154,7 +155,7 @@ class MemoryBank(nn.Module):
             queries = queries @ self.metric
         if self.basis.numel() > 0:
             queries = reduce(queries, self.basis)
-        # Converted once for all chunks: a CPU multiplies in float32 only.
+        # Converted once for all chunks: a CPU has no fast half precision product.
         bank = self.embeddings.to(torch.float32) if queries.device.type == "cpu" else self.embeddings
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return nearest(queries, bank, self.norms)[0]  # a graph cannot loop over a variable number of chunks

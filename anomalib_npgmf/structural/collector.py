@@ -20,13 +20,15 @@ class PatchCollector:
     Two rules make the result the same for any batch size, order of images and number of processes. Blocks are ordered
     by the key of their image, and repeated keys are ignored (a distributed sampler repeats images to fill the last
     batch). When the patches of all images exceed the budget, every block is reduced to its own greedy k-centre coreset,
-    here called thinning. This is a composable coreset (Malkomes et al., NeurIPS 2015): its covering radius exceeds that
-    of a selection from all patches by at most the radius within one image.
+    here called thinning. This is a composable coreset (Malkomes et al., NeurIPS 2015): the covering radius of the final
+    selection over all patches is at most that over the thinned ones plus the largest covering radius of a thinned
+    image.
 
     Args:
         dtype: Precision in which patches are stored.
         budget: Size of all patches of all processes, bytes, above which each image is thinned.
-        ratio: Coreset ratio of the final selection; thinning keeps four times that fraction, at least a quarter.
+        ratio: Coreset ratio of the final selection; thinning keeps four times that fraction, at least a quarter. From
+            0.25 on nothing is thinned.
         seed: Seed of the thinning.
 
     Example:

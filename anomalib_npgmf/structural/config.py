@@ -12,8 +12,7 @@ class StructuralConfig:
 
     Args:
         levels: Backbone levels that a patch aggregates, finest first. Level k has stride 2^k: the default takes
-            strides 8 and 16, the second and third block of a ResNet. The paper numbers these convolution groups 3 and 4
-            as well.
+            strides 8 and 16, layer2 and layer3 of a ResNet. The paper numbers these convolution groups 3 and 4 as well.
         neighbourhood: Side of the square of positions over which each level is averaged, odd, finest level first; the
             last one holds for all further levels. 3 is PatchCore's. 1 stands for no averaging: small damage stands out
             more, and normal images vary more.
@@ -26,8 +25,9 @@ class StructuralConfig:
         whiten: Whether distances are measured in whitened features, in which every level has the same weight, see
             :func:`~anomalib_npgmf.structural.whitening.whitening`; an addition to the paper.
         collect_gb: Memory for the patches of the training images while the bank is built, in GiB. Above it each image
-            is first thinned to a coreset of its own, of a quarter of its patches or four times ``coreset_ratio``, so
-            that the bank is no longer selected from all patches. In preset ``paper`` 350 images need 8.2 GiB.
+            is first thinned to a coreset of its own, which keeps the larger of a quarter and four times
+            ``coreset_ratio`` of its patches, so that the bank is no longer selected from all patches. In preset
+            ``paper`` 350 images need 8.2 GiB.
 
     Raises:
         TypeError: If a value is of another type.

@@ -34,7 +34,7 @@ def select_coreset(
         size: Number of points to select, 1 <= size <= N.
         method: ``"exact"`` gives the indices of sequential greedy k-centre. These are the indices of anomalib's
             ``KCenterGreedy`` after ``seed_everything(seed)`` if d is above the dimension of the projection. ``"fast"``
-            takes distances from matrix products alone, whose rounding can swap points with distances that agree to
+            takes most distances from matrix products, whose rounding can swap points with distances that agree to
             five digits.
         seed: Seed of the projection and of the first centre.
         progress: Show a progress bar.

@@ -27,8 +27,8 @@ def principal_components(points: Tensor, dim: int) -> Tensor:
 def reduce(points: Tensor, basis: Tensor) -> Tensor:
     """Coordinates of points in a basis, and the norm of the residual as last coordinate.
 
-    Distances between reduced points never exceed those between the points. The last coordinate keeps what differs from
-    all normal patches: it is orthogonal to their principal components.
+    Distances between reduced points never exceed those between the points. The last coordinate keeps what is
+    orthogonal to the principal components that were kept.
 
     Args:
         points: ``[n, d]``.

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SHRINKAGE = 1.0  # times the mean variance: added to every variance before whitening
+RIDGE = 1.0  # times the mean variance: added to every eigenvalue of the covariance before whitening
 _ROWS = 4096
 
 
 def whitening(blocks: Sequence[Tensor], channels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean of patch embeddings, and a linear map after which distances are (shrunk) Mahalanobis distances.
+    """Mean of patch embeddings, and a linear map that whitens them: distances become Mahalanobis distances.
 
     In the features of a level a few directions hold most of the variance, and normal images vary along them. Whitening
-    lets the others count as well. Each level is whitened by itself with the covariance ``C + v I``, v being the mean
-    variance of its channels, and then scaled so that its total variance is one: all levels have the same weight.
+    lets the others count as well. Each level is whitened by itself with the regularised covariance ``C + v I``, v being
+    the mean variance of its channels, and then scaled so that its total variance is one: all levels have the same
+    weight.
 
     Args:
         blocks: Embeddings ``[n_i, d]``, which concatenate the levels.
@@ -43,8 +44,8 @@ def whitening(blocks: Sequence[Tensor], channels: Sequence[int]) -> tuple[Tensor
     for size in channels:
         own = slice(start, start + size)
         variances, directions = torch.linalg.eigh(squares[own, own] / max(count - 1, 1))
-        shrunk = variances.clamp_min(0) + SHRINKAGE * variances.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        total = (variances.clamp_min(0) / shrunk).sum().clamp_min(torch.finfo(torch.float32).eps)
-        matrix[own, own] = (directions * shrunk.rsqrt()) @ directions.T * total.rsqrt()
+        regularised = variances.clamp_min(0) + RIDGE * variances.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        total = (variances.clamp_min(0) / regularised).sum().clamp_min(torch.finfo(torch.float32).eps)
+        matrix[own, own] = (directions * regularised.rsqrt()) @ directions.T * total.rsqrt()
         start += size
     return mean.float(), matrix.float()

@@ -11,7 +11,7 @@ from torch import Tensor
 from anomalib_npgmf.structural import MemoryBank
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.structural.model import StructuralBranch
-from anomalib_npgmf.structural.whitening import SHRINKAGE, whitening
+from anomalib_npgmf.structural.whitening import RIDGE, whitening
 
 CHANNELS = (3, 2)
 
@@ -24,14 +24,14 @@ def patches(images: int = 4, seed: int = 0) -> Tensor:
 
 
 def by_hand(points: Tensor) -> np.ndarray:
-    """The matrix from numpy: the inverse square root of each level's shrunk covariance, scaled."""
+    """The matrix from numpy: the inverse square root of each level's regularised covariance, scaled."""
     values = points.double().numpy()
     result, start = np.zeros((5, 5)), 0
     for channels in CHANNELS:
         own = slice(start, start + channels)
         covariance = np.cov(values[:, own].T)
-        shrunk = covariance + SHRINKAGE * np.trace(covariance) / channels * np.eye(channels)
-        variances, directions = np.linalg.eigh(shrunk)
+        regularised = covariance + RIDGE * np.trace(covariance) / channels * np.eye(channels)
+        variances, directions = np.linalg.eigh(regularised)
         root = directions @ np.diag(variances**-0.5) @ directions.T
         result[own, own] = root / np.sqrt(np.trace(root @ covariance @ root))
         start += channels
