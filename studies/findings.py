@@ -72,7 +72,7 @@ def cells(of: Map, metrics: Iterable[str], category: str | None = None) -> Row:
 
 
 def gaps(found: Found, first: str, second: str, metric: str) -> pd.DataFrame:
-    """``first`` minus ``second`` by seed (row) and category; a category that lacks a seed of another is left out."""
+    """``first`` minus ``second`` by seed (row) and category; only categories with a value for every seed are kept."""
     one, other = (group.pivot(name, metric) for group, name in (found[first], found[second]))
     return (one - other).dropna(how="all").dropna(axis="columns")
 

@@ -35,7 +35,7 @@ from anomalib_npgmf.merging.threshold import deviations
 from anomalib_npgmf.torch_model import PARTS
 
 COUNTS = (15, 30, 60, 120, 300)
-STEPS_OF = 60  # images whose gradient steps every subset gets at least
+STEPS_OF = 60  # every subset gets at least as many gradient steps as so many images would
 MERGED, SUM = "merged", "1:3"
 FIGURE = ROOT / "docs" / "images" / "learning_curve.png"
 COLUMNS = {

@@ -2,9 +2,9 @@
 
     python studies/logical_study.py --weights mobilenetv2_100.pth --root drawings
 
-Trains the logical branch of preset small alone, on features from one backbone pass, with a development seed of
-SyntheticLOCO, which no benchmark uses, and three seeds of training each. A cell (a category with a seed) that is in
-the results file is not measured again.
+Trains the logical branch alone, with the settings of preset small on MobileNetV2, on features from one backbone pass,
+with a development seed of SyntheticLOCO, which no benchmark uses, and three seeds of training each. A cell (a category
+with a seed) that is in the results file is not measured again.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python studies/one_model.py --weights mobilenetv2_100.pth --root drawings
 
-Three ways to train the logical branch of preset small at 128 px, with the same number of passes over every image: one
-branch per category, one for all categories with a vector per category instead of its text embedding, and one for all
-with the same vector everywhere. The vectors are random and of unit length: for a handful of fixed categories the linear
-layer behind them turns them into any others, CLIP's embeddings among them.
+Three ways to train the logical branch at 128 px, with the settings of preset small on MobileNetV2, with the same number
+of passes over every image: one branch per category, one for all categories with a vector per category instead of its
+text embedding, and one for all with the same vector everywhere. The vectors are random and of unit length: for a
+handful of fixed categories the linear layer behind them turns them into any others, CLIP's embeddings among them.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _measured(group: Group | None, *metrics: str, name: str = MERGED, category: 
 def _methods(values: Mapping[str, Any], groups: Mapping[str, Group], *metrics: str) -> str:
     """The paper's row of each method and, below it, the measured one if the plan has that method.
 
-    A column is a category, the mean, or what the names of the metrics leave open.
+    A column is a category, the mean, or the value inserted for ``{}`` in the names of the metrics.
     """
     rows = []
     for method, published in values["methods"].items():

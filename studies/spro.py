@@ -1,8 +1,8 @@
 """Time and memory of the exact AU-sPRO.
 
 Draws a category of the size of MVTec LOCO AD (330 test images of 1280 x 1600, smooth 256 x 256 maps), then measures,
-each in a process of its own: ``SPRO`` as an evaluator calls it, and ``evaluate_loco`` on a folder of TIFF maps of that
-size.
+each in a process of its own: ``SPRO`` as an evaluator calls it, with these maps and with maps of the size of the
+images, and ``evaluate_loco`` on a folder of TIFF maps of that size.
 
     python studies/spro.py measure    # writes results/spro.json
     python studies/spro.py report     # prints it as Markdown

@@ -4,8 +4,8 @@
 
 Trains preset small with the composition branch on a development seed of SyntheticLOCO and on photographs, MVTec LOCO
 AD's juice_bottle in FOLDER, where the good test images were taken at another time than the training images. Then each
-part's scores are calibrated anew on 200 random subsets of the calibration images of each size; a subset gives the
-statistics of the maps, those of the scores and the threshold, as in the model. Values are per cent.
+part's scores are calibrated anew on 200 random subsets of 5 and of 10 calibration images, and on all of them; a subset
+gives the statistics of the maps, those of the scores and the threshold, as in the model. Values are per cent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RATES: dict[str, float | None] = {"mean + 3 std": None, "1 in 100": 0.01, "1 in 
 def maps_of_parts(
     args: argparse.Namespace, category: str, seed: int
 ) -> tuple[list[str], dict[str, Tensor], list[float]]:
-    """Folder of every test image, or ``calibration``; ``maps`` and ``cv_stats`` as `part_scores` takes them."""
+    """Folder of every image, or ``calibration``; maps and cross-validation statistics as `part_scores` takes them."""
     model, data = trained(args, category, seed)
     net, kinds, kept = model.model, [], []
     for name, loader in (("", data.test_dataloader()), ("calibration", data.val_dataloader())):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.config import resolve
-from anomalib_npgmf.host.splits import drawn_images
+from anomalib_npgmf.host.splits import sample_images
 from anomalib_npgmf.host.visualizer import dominant_part
 from anomalib_npgmf.merging.calibration import calibrate
 from anomalib_npgmf.structural.coreset import draw_projection
@@ -104,9 +104,9 @@ class Rows(list[int]):
 
 
 def test_the_draw_of_images_does_not_depend_on_the_context() -> None:
-    expected = drawn_images(Rows(range(40)), 8)
+    expected = sample_images(Rows(range(40)), 8)
     with torch.device("meta"):
-        assert drawn_images(Rows(range(40)), 8) == expected
+        assert sample_images(Rows(range(40)), 8) == expected
 
 
 class Devices(TorchDispatchMode):

@@ -38,8 +38,8 @@ class TestPass(Callback):
     """Keep all predictions of a test pass, by path of the image.
 
     The model must have no post-processor: anomalib's clamps scores, and the ties change the AUROC. Predictions are kept
-    by the name of the map: ``"merged"``, the model's own output; for an `Npgmf` of several branches also each branch
-    alone, by its name, and the two branches merged by other rules.
+    by the name of the map: ``"merged"``, the model's output; for an `Npgmf` of several branches also each branch
+    alone, by its name, and the two branches merged with weights 1:3, 3:1 and 1:1 and by their maximum.
     """
 
     __test__ = False  # for pytest, this is no class of tests
@@ -89,7 +89,7 @@ class TestPass(Callback):
 
 
 def merged_by_other_rules(merger: MapMerger, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merged maps [B, 1, *output_size] by rule, see `results.MAPS`; empty unless both branches are there.
+    """Maps [B, 1, *output_size] of the two branches merged by each rule of `results.MAPS`; empty without both.
 
     Args:
         merger: A calibrated merger.

@@ -24,15 +24,15 @@ _QUALITY = 80  # of JPEG
 def choose(scores: Mapping[Path, float], labels: Mapping[Path, bool]) -> dict[str, Path]:
     """Choose the images to show, by role; none twice, and none unless there are good and anomalous ones.
 
-    Scores are judged against a cut half way between the median of the good images and that of the anomalous ones. An
-    image's margin is its distance from the cut, negative on the wrong side. ``best_<kind>`` has the largest margin of a
-    kind of anomaly; ``worst_...`` the smallest, and ``borderline_...`` is nearest to the cut, of the good and of the
-    anomalous images each.
+    The threshold lies half way between the medians of the good and of the anomalous images. An image's margin is its
+    distance from it, negative if the image is misclassified. ``best_<kind>`` has the largest margin of a kind of
+    anomaly. Of the good and of the anomalous images, ``worst_...`` has the smallest margin, and ``borderline_...`` the
+    one closest to zero.
 
     Example:
         >>> scores = {Path(f"{i}.png"): float(i) for i in range(8)}
         >>> chosen = choose(scores, {path: score > 3 for path, score in scores.items()})
-        >>> [f"{role} {path.stem}" for role, path in chosen.items()]  # the cut is at 3.5
+        >>> [f"{role} {path.stem}" for role, path in chosen.items()]  # the threshold is 3.5
         ['best_anomalous 7', 'worst_good 3', 'worst_anomalous 4', 'borderline_good 2', 'borderline_anomalous 5']
     """
     by_label = {label: [path for path in scores if labels[path] is label] for label in (False, True)}

@@ -1,4 +1,4 @@
-"""The process of a cell: it ends with the one that started it, however that one ends."""
+"""Runs a cell of a plan in a subprocess that is killed when its parent ends for any reason."""
 
 from __future__ import annotations
 

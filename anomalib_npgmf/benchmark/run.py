@@ -25,7 +25,7 @@ class Runner:
     command: str  # repeats a cell, with ``{key}`` in the place of its name
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> dict[str, str]:
-        """Run what is not done, and with ``retry_failed`` what failed before; show how long it will take.
+        """Run what is not done, and with ``retry_failed`` what failed before, with a progress bar.
 
         Returns:
             ``"finished"`` or ``"failed"`` by key, for all cells of the plan.

@@ -1,4 +1,4 @@
-"""The memory bank of an exported file: its shape, and a smaller one for the time of the export."""
+"""The memory bank of an exported file: its shape, and a temporary reduction of the bank during an export."""
 
 import logging
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def bank_of_size(module: "Npgmf", size: int | None, datamodule: AnomalibDataModule | None) -> Iterator[None]:
-    """Shrink the bank, and calibrate for it, while a file is written.
+    """Shrink the bank while a file is written, and calibrate for it if there are data; otherwise warn.
 
     Args:
         module: The trained model.
         size: Number of patches to keep; ``None`` keeps all.
-        datamodule: Data to calibrate on.
+        datamodule: Data to calibrate on; ``None`` keeps the calibration of the whole bank.
 
     Raises:
         ValueError: If the size is out of range, or there is no bank.

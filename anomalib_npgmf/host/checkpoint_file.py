@@ -1,4 +1,4 @@
-"""How checkpoints are written: complete, or as they were before."""
+"""Atomic writing of checkpoints."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ from anomalib_npgmf.disk import replace_bytes
 
 
 class WholeCheckpointIO(AnomalibCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; a full disk gives a sentence.
+    """Writes a checkpoint to a temporary file beside its place and renames it.
 
     Lightning writes it into the system's temporary folder and moves it. Where that is another file system, moving is
     copying, so that a process that is killed meanwhile leaves half a file in the place of a whole one.

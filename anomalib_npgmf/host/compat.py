@@ -12,9 +12,10 @@ anomalib#1968, anomalib#2871 | `set_default_epochs` |
 issue known | `restore_pictures`, `RestorePictures` |
 | ``Engine.train`` tests the checkpoint that it resumed from; ``Engine.export`` ignores the model's arguments and \
 writes to ``results``; a failed run leaves its folder | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.engine` |
-| data modules resize to the size of the model as it was made, before a checkpoint is read | 2.7, no issue known | \
+| data modules resize to the size of the model before its checkpoint is loaded | 2.7, no issue known | \
 `anomalib_npgmf.host.rebuild.resize_data` |
-| visualizations of folders of one name share one place | 2.0 to 2.7, no issue known | `anomalib_npgmf.host.places` |
+| pictures of images in folders of the same name overwrite each other | 2.0 to 2.7, no issue known | \
+`anomalib_npgmf.host.places` |
 | checkpoints are written into the system's temporary folder and moved, which is copying between file systems: a kill \
 meanwhile leaves half a file | Lightning 2.6, no issue known | `anomalib_npgmf.host.checkpoint_file` |
 | exported files resize without antialiasing | 2.0 to 2.7, no issue known | `keep_antialiasing` |

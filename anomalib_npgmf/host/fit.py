@@ -17,7 +17,7 @@ from anomalib_npgmf.host.checkpoint_file import write_whole_checkpoints
 from anomalib_npgmf.host.compat import adapt_strategy, limit_validation, restore_pictures
 from anomalib_npgmf.host.precision import check_precision
 from anomalib_npgmf.host.quiet import settle
-from anomalib_npgmf.host.splits import drawn_images, normal_images, plain, restore_training_data, split_for_calibration
+from anomalib_npgmf.host.splits import normal_images, plain, restore_training_data, sample_images, split_for_calibration
 from anomalib_npgmf.logical.text_prior import caption_of, captions_of, encode_caption
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PrepareFit(Callback):
         if trainer.ckpt_path is not None and complete:
             return
         if model.logical is not None:
-            drawn = drawn_images(dataset, INITIAL_IMAGES)
+            drawn = sample_images(dataset, INITIAL_IMAGES)
             batches = map(restore_pictures, images_of(trainer, drawn, model.config.image_size, shared=False))
             model.initialise(torch.cat([pl_module.normalised(batch.image.to(pl_module.device)) for batch in batches]))
         if model.structural is not None or model.composition is not None:
@@ -200,7 +200,7 @@ def progress(loader: Iterable[Any], *, shown: bool) -> Iterable[Any]:
 
 @torch.no_grad()
 def collect(trainer: Trainer, module: "Npgmf", dataset: Any) -> None:
-    """Fit memory bank and composition branch to all training images, in one pass."""
+    """Fit memory bank and composition branch to the training images of the data set, in one pass."""
     structural, composition = module.model.structural, module.model.composition
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     loader = images_of(trainer, dataset, module.settings.image_size)

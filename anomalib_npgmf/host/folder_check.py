@@ -162,7 +162,8 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
 
     Example:
         >>> duplicates([PictureFile("good/a.png", digest="1")], [PictureFile("bad/b.png", digest="1")])
-        ['1 test picture has the content of a training picture, so that the test says too much: bad/b.png = ...']
+        ['1 picture for test or validation has the content of a training picture, so the result is too good: bad/b.png
+        ...']
     """
     known = {file.digest: file.path for file in training if not file.error}
     pairs = [(file.path, known[file.digest]) for file in other if not file.error and file.digest in known]
@@ -170,9 +171,9 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
         return []
     named = ", ".join(f"{path} = {original}" for path, original in pairs[:NAMED])
     rest = f", and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
-    have = "picture has" if len(pairs) == 1 else "pictures have"
-    says = "the content of a training picture, so that the test says too much"
-    return [f"{len(pairs)} test {have} {says}: {named}{rest}."]
+    have = "picture for test or validation has" if len(pairs) == 1 else "pictures for test or validation have"
+    says = "the content of a training picture, so the result is too good"
+    return [f"{len(pairs)} {have} {says}: {named}{rest}."]
 
 
 def describe(datamodule: Any, training: Sequence[PictureFile], *, validation_is_used: bool) -> list[str]:

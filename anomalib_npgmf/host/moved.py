@@ -25,7 +25,8 @@ _MOVED: Final = {
     "visualizer": f"{_PACKAGE}.host.visualizer",
 }
 _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "DoublingConv2d": "ConvTranspose2d"}
-# Buffers that the merger of the composition lacks in files of before: margins of its scores; no composition in the map.
+# Buffers that `CompositionMerger` did not have before 0.2, with values that keep the scores of that time: its margins,
+# and a level of -inf, so that the composition leaves the map of the branches unchanged.
 _MERGER: Final = {"margins": [0.0, 0.25], "normal_level": -torch.inf}
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 
@@ -68,8 +69,8 @@ def rename_tensors(state: dict[str, Any]) -> None:
 def rename_attributes(composition: Any, merger: Any = None) -> None:
     """Rename modules and buffers of an unpickled composition branch; ``None`` stays as it is.
 
-    A merger from before 0.2 has no ``normal_level`` and other margins. Scores stay as they were; until the model is
-    calibrated anew, the merged map is that of the branches, without the composition.
+    A merger from before 0.2 has no ``normal_level``, and its margins differ. Scores stay as they were; until the model
+    is calibrated anew, the merged map is that of the branches, without the composition.
     """
     if merger is not None:
         for name, value in _MERGER.items():

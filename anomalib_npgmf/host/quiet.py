@@ -1,8 +1,10 @@
 """A quiet command line: messages of libraries for developers are left out, those about the user's data stay.
 
-This acts only in the process of the ``anomalib`` command and, except for imports, only once an Npgmf model is made:
+This acts only in the process of the ``anomalib`` command, and only once an Npgmf model is made; messages of imports are
+left out from the start, in ``python -m anomalib_npgmf...`` too:
 programs that call the engine set up their own logging. ``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
-only, because `anomalib_npgmf.host.plugin` imports it early. The host is anomalib with its libraries.
+only, because `anomalib_npgmf.host.plugin` imports it early. «The host» is the framework: anomalib, Lightning and their
+libraries.
 
 | what the host prints | since when | what is done |
 |---|---|---|
@@ -52,7 +54,7 @@ def on_command_line() -> bool:
 
 
 def quieten_imports() -> None:
-    """Leave out what the host says before there is a model, in ``python -m anomalib_npgmf.calibrate`` as well."""
+    """Leave out what the host says before there is a model, also in programs of this package (``python -m``)."""
     ours = any(a == "-m" and b.startswith("anomalib_npgmf.") for a, b in pairwise(sys.orig_argv))
     if on_command_line() or (ours and not os.environ.get("ANOMALIB_NPGMF_VERBOSE")):
         for text in IMPORTS:

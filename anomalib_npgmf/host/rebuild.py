@@ -26,7 +26,7 @@ _COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 
 
 def restore(module: "Npgmf", checkpoint: dict[str, Any], metadata: dict[str, Any] | None) -> None:
-    """Take from a checkpoint, before its tensors are loaded, what else it holds: configuration, components, category.
+    """Restore configuration, components and category from a checkpoint, before Lightning loads the state dict.
 
     Args:
         module: The model.

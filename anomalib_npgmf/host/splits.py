@@ -21,8 +21,8 @@ def normal_images(dataset: Any) -> Any:
     return dataset.subsample(list(samples.index[samples.label_index == 0]))
 
 
-def drawn_images(dataset: Any, count: int) -> Any:
-    """A sample of an anomalib dataset, with a fixed seed, because files are often sorted by shift or variant.
+def sample_images(dataset: Any, count: int) -> Any:
+    """A random sample of an anomalib dataset, with a fixed seed: files are often sorted by shift or variant.
 
     Args:
         dataset: The dataset.

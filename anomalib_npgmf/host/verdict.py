@@ -49,7 +49,8 @@ class Verdict:
         score: Image score, after the post-processor.
         anomalous: Its label; ``None`` without a threshold.
         threshold: Threshold of the image score, on its scale; ``None`` without one.
-        parts: Score of each branch alone, on the scale of ``score``. With ``merging: sum`` it is of the weighted term.
+        parts: Score of each branch alone, on the scale of ``score``. With ``merging: sum`` it is the score of the
+            branch's weighted term, so that two branches below the threshold can exceed it together.
         part: The branch that determines the score; "" if not known.
         reason: What this branch found, one line; "" for a normal image.
         regions: Regions above the pixel threshold, the highest score first.

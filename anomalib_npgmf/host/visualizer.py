@@ -20,17 +20,17 @@ from anomalib_npgmf.outputs import BranchMaps
 
 
 def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
-    """The part (logical, structural or composition branch) that determines each image's score.
+    """The branch (logical, structural or composition) that determines each image's score.
 
-    That is the composition branch where its score is the larger one, else the branch with the largest term where the
-    merged map of the two others has its maximum.
+    That is the composition branch if its score is the larger one, otherwise the branch with the larger term at the
+    maximum of the merged map of logical and structural branch.
 
     Args:
         merger: A calibrated merger.
-        maps: Raw maps by part, see `anomalib_npgmf.outputs.BranchMaps`.
+        maps: Raw maps by branch, see `anomalib_npgmf.outputs.BranchMaps`.
 
     Returns:
-        Names of parts, one per image.
+        Names of branches, one per image.
 
     Example:
         >>> merger = MapMerger((64, 64), 1.0, 1.0, blur=torch.nn.Identity())

@@ -71,7 +71,7 @@ class AnnotatedImage:
         return any(subset in labels for labels in self.labels)
 
     def in_subset(self, subset: str) -> bool:
-        """Whether the image is in the comparison: a good one, or one that has such a defect.
+        """Whether the image's negative pixels count for a subset: it is good, or has such a defect.
 
         Args:
             subset: Kind of anomaly or defect type.

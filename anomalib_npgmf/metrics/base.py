@@ -32,7 +32,7 @@ class LocoMetric(Metric):
         **kwargs: Arguments of ``torchmetrics.Metric``.
 
     Attributes:
-        optional: Whether it is fine to report nothing, on data of another layout.
+        optional: Whether to report nothing without a warning on data that are not in the layout of MVTec LOCO AD.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -96,12 +96,12 @@ class LocoMetric(Metric):
 
 
 def has_loco_layout(image_path: Sequence[str], requirement: str = "", *, optional: bool = False) -> bool:
-    """Whether all images are test images of MVTec LOCO AD; warns once per folder that is not.
+    """Whether all images lie in test folders as in MVTec LOCO AD; otherwise it warns once per folder.
 
     Args:
         image_path: Paths of the images.
         requirement: File that must lie in the folder of the category as well.
-        optional: Whether another layout is no reason for a warning.
+        optional: Whether not to warn.
 
     Returns:
         False for data on which the metrics of LOCO are not defined.

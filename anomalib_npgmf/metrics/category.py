@@ -1,7 +1,7 @@
 """AU-sPRO curves of a whole category, image by image: the maps are never all in memory.
 
 Two passes over the images. The first keeps the scores of the few defect pixels that can raise the sPRO. The second
-counts, a few images at a time, the negative pixels above each of them.
+counts, a few images at a time, the negative pixels above each of them; it is repeated if an estimate was too high.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Progress(Protocol):
         """Yield the items and show progress."""
 
 
-# Pixels sorted at a time: few lookups of all thresholds, and 128 MB per worker.
+# Pixels sorted at a time: few lookups of all thresholds, and 128 MB each for them and their sorted copy per worker.
 _CHUNK = 1 << 25
 _NAMED = 3  # names in a warning
 
@@ -140,7 +140,7 @@ def spro_curves(
 
 
 def _estimate_cut(images: Sequence[AnnotatedImage], names: Sequence[str], limit: float) -> float:
-    """Score that probably more than a fraction ``limit`` of the negatives of every subset exceeds."""
+    """Estimated threshold that more than a fraction ``limit`` of the negative pixels of each subset should exceed."""
     share = 1.25 * limit + 0.005
     if share >= 1:
         return -np.inf

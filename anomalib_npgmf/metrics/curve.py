@@ -39,14 +39,14 @@ class Hits(NamedTuple):
 class SproCurve(NamedTuple):
     """The exact curve of mean sPRO over false positive rate.
 
-    It runs from (0, 0), through ``(above, at_least) / negatives`` of each hit from the highest score to the lowest, to
-    (1, 1); straight lines join the points.
+    It runs from (0, 0) to (1, 1). At each hit it rises by ``gain``, linearly as the false positive rate goes from
+    ``above`` to ``at_least`` over ``negatives``; in between it is flat.
 
     Attributes:
         gains: ``(K,)`` increase of the mean sPRO per hit, ascending in score.
         above: ``(K,)`` negative pixels with a higher score than the hit.
         at_least: ``(K,)`` negative pixels with at least the score of the hit.
-        negatives: number of negative pixels of all images.
+        negatives: Number of negative pixels of the images that are compared.
     """
 
     gains: npt.NDArray[np.float64]

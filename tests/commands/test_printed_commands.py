@@ -101,10 +101,10 @@ def check_benchmark(workplace: Path, config: str) -> None:
     assert all(0 <= float(row["image_AUROC"]) <= 1 for row in rows)
 
 
-def test_the_five_lines_of_python_end(workplace: Path) -> None:
-    (block,) = python_blocks(sections(ROOT / "README.md")["Five lines of Python"])
-    (workplace / "five_lines.py").write_text(block, encoding="utf-8")
-    run("python five_lines.py", workplace)
+def test_the_demo_in_python_ends(workplace: Path) -> None:
+    (block,) = python_blocks(sections(ROOT / "README.md")["The demo in Python"])
+    (workplace / "demo.py").write_text(block, encoding="utf-8")
+    run("python demo.py", workplace)
 
 
 def test_nothing_is_left_out() -> None:

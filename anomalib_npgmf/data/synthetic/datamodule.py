@@ -51,7 +51,7 @@ class SyntheticLOCO(AnomalibDataModule):
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If an argument is out of range, or, when the images are needed, if the folder holds others.
+        ValueError: If an argument is out of range, or, when the images are needed, if the folder was drawn with others.
 
     Example:
         >>> import tempfile

@@ -107,7 +107,7 @@ def ensure_drawn(root: Path, plan: DrawingPlan) -> Path:
         The category's folder.
 
     Raises:
-        ValueError: If the folder holds anything other than this plan's images.
+        ValueError: If the ``drawing.json`` of the folder is of another plan, or there is none.
     """
     target = root / plan.category
     if target.exists():
