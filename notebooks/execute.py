@@ -63,7 +63,7 @@ def clean(notebook: NotebookNode) -> None:
 
 def main(names: list[str]) -> None:
     """Run notebooks and write them back."""
-    for path in [FOLDER / name for name in names] or sorted(FOLDER.glob("*.ipynb")):
+    for path in [(FOLDER / name).with_suffix(".ipynb") for name in names] or sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
             execute(notebook, Path(folder))

@@ -41,7 +41,7 @@ def targets() -> str:
         add(f"coreset, memory beside a {dtype} embedding", "at most 0.25 of it", found, "added_memory")
     radius = single.loc[["fast"], ["covering_radius"]] / single.covering_radius["exact"]
     add("coreset, covering radius of `fast` over that of `exact`", "at most 1.005", radius, "covering_radius")
-    what = "bank of 350 images at 512 pixels (8.8 GB of patches), peak memory"
+    what = "bank of 350 images at 512 pixels (8.8 GB of patches in float32, stored in float16 and thinned), peak memory"
     add(what, "below 6 GB", frame_of("bank_build"), "peak_gb")
     covered = frame_of("bank_cover").query("ratio == 0.01 and keep == 0.25")
     add("its covering radius over the one-shot selection's", "reported", covered, "quotient")
