@@ -193,7 +193,8 @@ def resolve(
     Args:
         preset: Name of the preset.
         overrides: Fields of `ModelConfig`; those that are ``None`` keep the preset's value, except that
-            ``structural_image_size`` follows ``logical_image_size`` where the preset's branches share one pass.
+            ``structural_image_size``, if it is not given, follows ``logical_image_size`` where the preset's branches
+            share one pass.
         logical: Fields of `LogicalConfig` to override.
         structural: Fields of `StructuralConfig` to override.
         composition: Whether to use the composition branch, or fields of `CompositionConfig`; ``None`` for the preset's.

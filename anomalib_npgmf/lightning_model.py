@@ -61,7 +61,7 @@ class Npgmf(AnomalibModule):
         clip_weights: Weights of CLIP (``clip_model`` of ``logical``, OpenAI's ViT-B/32): a local file, ``random``, or a
             name that open_clip publishes; left out, OpenAI's are fetched.
         logical_image_size: Side, or height and width, of the images that the logical branch sees; where the preset's
-            branches share one pass, those of the structural branch too.
+            branches share one pass, those of the structural branch too unless ``structural_image_size`` is given.
         structural_image_size: Side, or height and width, of the images that the structural branch sees.
         coreset_ratio: Share of the training patches that the memory bank keeps, in (0, 1].
         logical_weight: Weight of the calibrated logical map in the sum.

@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 _TIMEOUT = 900  # seconds for one cell
+_TIME = re.compile(r"The training takes about .*\n+")
 _SCRATCH = re.compile(r"[^\s'\"<>]*npgmf_\w{8}")  # the folder that a notebook works in
 
 
@@ -58,7 +59,8 @@ def clean(notebook: NotebookNode) -> None:
                 for place in (output, output.get("data", {})):
                     for key, value in place.items():
                         if isinstance(value, str) and not key.startswith("image/"):
-                            place[key] = _SCRATCH.sub("WORK", value)
+                            place[key] = _TIME.sub("", _SCRATCH.sub("WORK", value))
+            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
 
 
 def main(names: list[str]) -> None:

@@ -7,7 +7,8 @@ Trains preset small with the composition branch on random subsets of the 300 tra
 development seed of SyntheticLOCO, and of MVTec LOCO AD's juice_bottle in FOLDER. Calibration and test images stay the
 same (20 and 33 calibration images). Small subsets are trained for more than ``--epochs``, so that all of them get at
 least the gradient steps of 60 images. False alarms are good test images above the default threshold; values are per
-cent, times are seconds of the whole fit.
+cent, times are
+seconds of making and fitting the model.
 """
 
 from __future__ import annotations

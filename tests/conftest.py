@@ -43,7 +43,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """The same random weights in every order of the tests, and in fixtures."""
+    """The same random weights in every order of the tests, and in fixtures; doctests seed themselves."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - what libraries draw from
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _factory import draw_category, make_engine, make_model, mvtec
 
 from anomalib_npgmf import Npgmf, disk
@@ -56,6 +57,7 @@ def train(category: Path, root: Path, resume: Path | None = None) -> Path:
 
 
 def train_and_die(category: Path, root: Path, moment: str) -> None:
+    torch.set_num_threads(1)
     place, name, action, _ = MOMENTS[moment]
     setattr(place, name, action)
     train(category, root)

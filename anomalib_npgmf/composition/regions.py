@@ -35,7 +35,7 @@ class RegionExplanation(NamedTuple):
 
     Example:
         >>> RegionExplanation(3.0, 2.0, torch.zeros(2, 2, dtype=torch.bool), "upper left").reason
-        'no normal image has such a region: upper left (distance 3.00, normal images on average 2.00)'
+        'region most unlike normal ones: upper left (distance 3.00; in normal images 2.00 on average)'
     """
 
     distance: float
@@ -51,8 +51,8 @@ class RegionExplanation(NamedTuple):
     @property
     def reason(self) -> str:
         """`text` without the name of the branch."""
-        distances = f"distance {self.distance:.2f}, normal images on average {self.normal_distance:.2f}"
-        return f"no normal image has such a region: {self.place} ({distances})"
+        distances = f"distance {self.distance:.2f}; in normal images {self.normal_distance:.2f} on average"
+        return f"region most unlike normal ones: {self.place} ({distances})"
 
 
 class RegionBank(nn.Module):

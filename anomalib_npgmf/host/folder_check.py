@@ -162,8 +162,7 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
 
     Example:
         >>> duplicates([PictureFile("good/a.png", digest="1")], [PictureFile("bad/b.png", digest="1")])
-        ['1 picture for test or validation has the content of a training picture, so the result is too good: bad/b.png
-        ...']
+        ['1 picture for test or validation has the content of a training picture, so ... bad/b.png = good/a.png.']
     """
     known = {file.digest: file.path for file in training if not file.error}
     pairs = [(file.path, known[file.digest]) for file in other if not file.error and file.digest in known]
@@ -172,7 +171,7 @@ def duplicates(training: Sequence[PictureFile], other: Sequence[PictureFile]) ->
     named = ", ".join(f"{path} = {original}" for path, original in pairs[:NAMED])
     rest = f", and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
     have = "picture for test or validation has" if len(pairs) == 1 else "pictures for test or validation have"
-    says = "the content of a training picture, so the result is too good"
+    says = "the content of a training picture, so the result may be too good"
     return [f"{len(pairs)} {have} {says}: {named}{rest}."]
 
 

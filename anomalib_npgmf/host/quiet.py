@@ -1,8 +1,8 @@
 """A quiet command line: messages of libraries for developers are left out, those about the user's data stay.
 
-This acts only in the process of the ``anomalib`` command, and only once an Npgmf model is made; messages of imports are
-left out from the start, in ``python -m anomalib_npgmf...`` too:
-programs that call the engine set up their own logging. ``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
+This acts in the process of the ``anomalib`` command, once an Npgmf model is made; programs that call the engine set up
+their own logging. Messages of imports are left out from the start, also in this package's programs (``python -m``).
+``ANOMALIB_NPGMF_VERBOSE=1`` switches it off. Standard library
 only, because `anomalib_npgmf.host.plugin` imports it early. «The host» is the framework: anomalib, Lightning and their
 libraries.
 

@@ -43,7 +43,7 @@ class LogicalConfig:
         dilations: Dilations of the atrous blocks: 6, 12 and 18, or 2, 4 and 6 on small maps, where larger kernels see
             little but padding around the centre. ``"map"`` counts a map with a side below 32 as small, ``"level"``
             every map from level 4 on. At 256 pixels both agree.
-        codebook_init: ``"data"`` starts the codes at k-means centres of features of the first training images,
+        codebook_init: ``"data"`` starts the codes at k-means centres of features of a sample of training images,
             ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
         codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
             after each epoch.

@@ -170,7 +170,8 @@ class MapMerger(nn.Module):
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Map of each branch on the scale of the merged map, for display.
 
-        With a composition branch each map is standardised by itself, so they do not add up to the merged map.
+        With a composition branch, mean and standard deviation of the merged score are applied to each of them, so that
+        they do not add up to the merged map.
 
         Args:
             maps: Raw maps by part, [B, 1, h, w] each.

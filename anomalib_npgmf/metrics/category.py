@@ -36,7 +36,7 @@ class Progress(Protocol):
         """Yield the items and show progress."""
 
 
-# Pixels sorted at a time: few lookups of all thresholds, and 128 MB each for them and their sorted copy per worker.
+# Pixels sorted at a time: few lookups of all thresholds, and 128 MB per worker for the pixels.
 _CHUNK = 1 << 25
 _NAMED = 3  # names in a warning
 

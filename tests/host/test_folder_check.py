@@ -103,7 +103,7 @@ def test_test_pictures_that_are_training_pictures_are_named(category: Path, capl
     shutil.copy(category / "train" / "good" / "003.png", copied)
     with caplog.at_level(logging.WARNING):
         check(folder_of(category, val_split_mode="same_as_test"))  # once, though two sets hold it
-    assert "1 test picture has the content of a training picture" in caplog.text
+    assert "1 picture for test or validation has the content of a training picture" in caplog.text
     assert f"{copied} = {category / 'train' / 'good' / '003.png'}" in caplog.text
 
 

@@ -124,6 +124,7 @@ def test_grey_images_of_8_and_16_bits_give_equal_scores(tmp_path: Path) -> None:
         scores.append(scores_of(engine, model, datamodule))
     assert len(scores[0]) == 8
     assert max(scores[0]) - min(scores[0]) > 0.1
+    # 6e-5 apart on another machine; clipping to white changes scores by a tenth
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 

@@ -60,6 +60,7 @@ def test_what_is_committed(path: Path) -> None:
 def test_cleaning(command: ModuleType) -> None:
     picture = {"image/png": "/tmp/npgmf_abcd1234", "text/plain": "/tmp/npgmf_abcd1234/a"}
     outputs = [new_output("stream", name=name, text="in /tmp/npgmf_abcd1234/a b") for name in ("stdout", "stderr")]
+    outputs.append(new_output("stream", name="stdout", text="The training takes about 50 s more (6 epochs of 8 batches).\n"))
     outputs.append(new_output("display_data", data=picture))
     notebook = new_notebook(cells=[new_code_cell("run()", outputs=outputs)])
     command.clean(notebook)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from _factory import draw_category
@@ -30,12 +31,13 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, s
 def test_the_row_of_a_category(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     announced = f"The training takes about {in_words(90)} more (12 epochs of 2 batches)."
     command_line(tmp_path, monkeypatch, announced, "image_AUROC 0.875, pixel_AUROC 0.931")
+    monkeypatch.setattr(folder, "time", SimpleNamespace(monotonic=iter((0.0, 10.0, 70.0)).__next__))
     row = folder.measure(category)
     assert row["category"] == "plate"
     assert row["training images"] == 10
     assert (row["image AUROC"], row["pixel AUROC"]) == pytest.approx((87.5, 93.1))
-    assert row["minutes"] < 1
-    assert row["announced"] > 90 / 60
+    assert row["minutes"] == pytest.approx(70 / 60)
+    assert row["announced"] == pytest.approx(90 / 60)
     assert "--data.root plate_reduced " in row["run"]
     assert "--data.abnormal_dir '[test/blot]'" in row["run"]
     assert str(tmp_path) not in row["run"]
