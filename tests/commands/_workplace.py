@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from anomalib_npgmf.data.synthetic.writer import DrawingPlan, ensure_drawn
 
 ROOT = Path(__file__).parents[2]
+FEW = 4  # epochs, where what a command prints leaves their number to a file or a preset
 LIMIT = 600  # seconds for one command, most of which take less than a minute
 SMALL = Path(__file__).parent / "small"
 NORMAL, ANOMALOUS = 6, 2  # images of each kind
@@ -67,7 +68,7 @@ def prepare(folder: Path) -> None:
 
 
 def shrink_configs(folder: Path) -> None:
-    """Fewer and smaller images, seeds and categories in the configurations."""
+    """Fewer and smaller images, epochs, seeds and categories in the configurations."""
     for path in (folder / "configs").rglob("*.yaml"):
         content = _smaller(yaml.safe_load(path.read_text(encoding="utf-8")))
         if "models" in content:
@@ -76,14 +77,21 @@ def shrink_configs(folder: Path) -> None:
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
-def run(command: str, folder: Path) -> str:
-    """Run a command of the shell in a folder; its output. The test fails if it fails or does not end."""
+def run(command: str, folder: Path, **variables: str) -> str:
+    """Run a command of the shell in a folder; its output. The test fails if it fails or does not end.
+
+    Args:
+        command: The command.
+        folder: The folder.
+        variables: Further environment variables.
+    """
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {
         "PYTHONPATH": str(SMALL),
         "PATH": programs,
         "CUDA_VISIBLE_DEVICES": "",
         "COLUMNS": "120",
+        **variables,
     }
     with subprocess.Popen(
         ["bash", "-c", command],
@@ -111,7 +119,8 @@ def _smaller(node: Any) -> Any:
         return node
     if list(node) == ["grid"]:
         return node if "Npgmf" in node["grid"] else node["grid"][0]
-    return {name: _smaller(value) for name, value in node.items() if name not in _COUNTS}
+    few = {"max_epochs": FEW} if node.get("max_epochs", 0) > FEW else {}
+    return {name: _smaller(value) for name, value in node.items() if name not in _COUNTS} | few
 
 
 def _draw_folder(folder: Path, normal: str, anomalous: str, masks: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """Every command that README, the pages for users, notebooks and configurations print runs as printed, and ends.
 
 What it trains is made small by the files it finds (`_workplace`) and by its environment (small/sitecustomize.py), not
-by other arguments.
+by other arguments. `test_epochs_on_the_command_line` checks the numbers of epochs.
 """
 
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from _documents import commands, files, python_blocks, sections, title
-from _workplace import ROOT, run, shrink_configs, workplace
+from _workplace import FEW, ROOT, run, shrink_configs, workplace
 
 __all__ = ["workplace"]  # the fixture
 
@@ -85,7 +85,7 @@ def test_ends(name: str, workplace: Path) -> None:
     shrink_configs(workplace)
     for command in CHAINS[name]:
         if command not in reports:
-            run(command, workplace)
+            run(command, workplace, NPGMF_TEST_EPOCHS=str(FEW))
             if command.startswith("anomalib benchmark"):  # which succeeds whatever happens
                 check_benchmark(workplace, Path(command.split()[-1]).name)
 

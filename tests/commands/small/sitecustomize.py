@@ -2,9 +2,11 @@
 
 Python imports a module of this name at its start if it finds one, and the tests put this folder on PYTHONPATH. So the
 command stays as printed. Only sizes and the source of weights change: the presets get a tiny network and narrow layers,
-drawn categories a few small images, and a hub's weights become random ones. Numbers of epochs are not touched.
+drawn categories a few small images, and a hub's weights become random ones. The presets train for as many epochs as
+``NPGMF_TEST_EPOCHS`` says, where that is set.
 """
 
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def shrink_presets(module: ModuleType) -> None:
             logical_image_size=(128, 128),
             structural_image_size=(192, 192) if two else (128, 128),
             logical=replace(config.logical, **SLIM_LOGICAL),
+            epochs=int(os.environ.get("NPGMF_TEST_EPOCHS", config.epochs)),
         )
 
 
