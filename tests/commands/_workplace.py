@@ -1,10 +1,15 @@
 """Where printed commands run, and find what they name: a clone's files, pictures, data sets and weights."""
 
+import atexit
+import functools
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 FEW = 4  # epochs, where what a command prints leaves their number to a file or a preset
 LIMIT = 600  # seconds for one command, most of which take less than a minute
 SMALL = Path(__file__).parent / "small"
+PREPARED = Path(__file__).parent / "_prepared.py"
 NORMAL, ANOMALOUS = 6, 2  # images of each kind
 _COUNTS = ("image_size", "num_train", "num_validation", "num_test_good", "num_test_logical", "num_test_structural")
 _PLANNED = ("npgmf", "padim")  # models of a plan; most others train for hundreds of epochs or need a hub
@@ -85,18 +91,10 @@ def run(command: str, folder: Path, **variables: str) -> str:
         folder: The folder.
         variables: Further environment variables.
     """
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {
-        "PYTHONPATH": str(SMALL),
-        "PATH": programs,
-        "CUDA_VISIBLE_DEVICES": "",
-        "COLUMNS": "120",
-        **variables,
-    }
     with subprocess.Popen(
         ["bash", "-c", command],
         cwd=folder,
-        env=environment,
+        env=_environment(**variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -111,6 +109,44 @@ def run(command: str, folder: Path, **variables: str) -> str:
             pytest.fail(f"did not end within {LIMIT} s: {command}\n{output[-3000:]}")
     assert process.returncode == 0, f"{command}\n{output[-6000:]}"
     return output
+
+
+def run_prepared(command: str, folder: Path) -> None:
+    """Like `run` without a shell, in a fork of a process that has imported anomalib already; `FEW` epochs."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    output = folder / "printed.txt"
+    request = {"arguments": shlex.split(command), "folder": str(folder), "output": str(output)}
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    number = int(server.stdout.readline())
+    limit = threading.Timer(LIMIT, os.killpg, (number, signal.SIGKILL))
+    limit.start()
+    status = server.stdout.readline().strip()
+    limit.cancel()
+    assert status == "0", f"{command}: {status}\n{output.read_text(encoding='utf-8')[-6000:]}"
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that runs commands in forks (`_prepared`); one for all tests of this process."""
+    server = subprocess.Popen(
+        [sys.executable, PREPARED],
+        env=_environment(NPGMF_TEST_EPOCHS=str(FEW)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    atexit.register(server.kill)
+    return server
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    fixed = {"PYTHONPATH": str(SMALL), "PATH": programs, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
+    return os.environ | fixed | variables
 
 
 def _smaller(node: Any) -> Any:
