@@ -35,7 +35,7 @@ def single_precision() -> Iterator[None]:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
-    device = next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
+    device = _autocast_device()
     if device is not None:
         with torch.autocast(device, enabled=False), single_precision():
             yield
@@ -51,12 +51,21 @@ def in_single_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() and not any(torch.is_autocast_enabled(device) for device in _DEVICES):
-            return function(*args, **kwargs)  # the graph would not record the settings
-        with single_precision():
+        if not torch.compiler.is_compiling():
+            with single_precision():
+                return function(*args, **kwargs)
+        device = _autocast_device()  # the graph would not record other settings
+        if device is None:
             return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return guarded(*args, **kwargs)
 
     return guarded
+
+
+def _autocast_device() -> str | None:
+    """A device whose operations run under autocast."""
+    return next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
 
 
 @contextmanager

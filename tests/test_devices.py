@@ -135,7 +135,7 @@ def test_every_module_stays_on_a_gpu() -> None:
         assert {leaf.device.type for leaf in tree_leaves(output) if isinstance(leaf, Tensor)} == {"cuda"}
 
     def moved(value: Tensor) -> Tensor:
-        fake = mode.from_tensor(value).to("cuda")
+        fake = torch.empty_like(mode.from_tensor(value), device="cuda")
         return nn.Parameter(fake, value.requires_grad) if isinstance(value, nn.Parameter) else fake
 
     with FakeTensorMode() as mode:

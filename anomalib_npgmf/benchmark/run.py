@@ -57,7 +57,7 @@ class Runner:
         command = self.command.format(key=cell.key)
         job = {"cell": asdict(cell), "weights": weights, "command": command, "output": str(self.output.resolve())}
         call = [sys.executable, "-m", "anomalib_npgmf.benchmark.cell"]
-        with tempfile.TemporaryDirectory() as scratch:  # removed here, since the cell may be killed
+        with tempfile.TemporaryDirectory(prefix="npgmf_cell_") as scratch:  # removed here, since the cell may be killed
             status = process.run(call, json.dumps(job | {"scratch": scratch}), log)
         record = read_record(self.output, cell)
         if record is None:

@@ -8,7 +8,9 @@ libraries.
 
 | what the host prints | since when | what is done |
 |---|---|---|
-| its imports warn of deprecated modules of timm and of anomalib itself | timm 1.0, anomalib 2.7 | `quieten_imports` |
+| its imports warn of deprecated modules of timm, of OpenVINO and of anomalib itself | timm 1.0, OpenVINO 2025, \
+anomalib 2.7 | `quieten_imports` |
+| types that torchvision's operators do not declare, at every export | torch 2.8 | from ERROR on |
 | «OpenVINO is possibly not installed», where no export is asked for | anomalib 2.0 to 2.7 | `quieten_imports` |
 | two handlers on the root logger, at INFO: every line of every library comes twice, thousands of them from the ONNX \
 exporter | anomalib 2.0 to 2.7 | one handler, from WARNING on |
@@ -34,6 +36,7 @@ from typing import Any, Final
 IMPORTS: Final = (
     "Importing from timm.models.layers is deprecated",
     "The anomalib.models.components.dinov2 package is deprecated",
+    "The `openvino.runtime` module is deprecated",
 )
 FILTERED: Final = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own code, with torch 2.10 and later
@@ -75,7 +78,8 @@ def quieten() -> None:
         for handler in library.handlers:
             handler.addFilter(concerns_the_user)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for name in ("huggingface_hub", "torch.onnx._internal.exporter._schemas"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for text in FILTERED:
         warnings.filterwarnings("ignore", text)
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {_one_line(message)}\n"

@@ -95,7 +95,7 @@ def test_without_maps_masks_and_reconstruction(test_pass: TestPass, tmp_path: Pa
     files = write_gallery(bare, tmp_path / "seed0")
     picture = cv2.imread(str(tmp_path / files["worst_good"]))
     assert picture is not None
-    assert picture.shape[1] == 224 + 2 * 4  # the image alone
+    assert picture.shape[1] < 2 * 224  # the image alone, under a title that may be wider
 
 
 def test_report(test_pass: TestPass, tmp_path: Path) -> None:

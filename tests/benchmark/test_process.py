@@ -105,4 +105,4 @@ def test_the_command_ends_its_cell(tmp_path: Path) -> None:
     assert runner.wait(timeout=10) == 143
     assert_ended(started)
     assert not list((tmp_path / "results").rglob("*.json"))
-    assert not list(scratch.glob("tmp*"))
+    assert not list(scratch.glob("npgmf_cell_*"))
