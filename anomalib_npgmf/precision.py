@@ -65,7 +65,10 @@ def in_single_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 def _autocast_device() -> str | None:
     """A device whose operations run under autocast."""
-    return next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
+    for device in _DEVICES:  # a loop, which torch 2.8 compiles as well
+        if torch.is_autocast_enabled(device):
+            return device
+    return None
 
 
 @contextmanager

@@ -124,6 +124,7 @@ class Devices(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch 2.8 asks the driver, fake tensors or not")
 def test_every_module_stays_on_a_gpu() -> None:
     """Fake tensors know their device and compute nothing; an operation on two devices raises."""
     model, image = make(), images()
