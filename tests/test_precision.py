@@ -211,7 +211,7 @@ def test_settings_come_back() -> None:
 def test_compiled_under_autocast() -> None:
     """Without a break of the graph; the backend "eager" runs the captured graph as it is."""
     torch.manual_seed(0)
-    book, z = Codebook(16, 8).eval(), torch.randn(1, 8, 8, 8)
+    book, z = Codebook(256, 8).eval(), torch.randn(1, 8, 32, 32)  # so many that bfloat16 would choose others
     compiled = torch.compile(book, backend="eager", fullgraph=True)
     with torch.no_grad():
         expected = book(z)[0]
