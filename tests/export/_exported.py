@@ -52,6 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "structural_image_size": 128,
         "structural": {"coreset_ratio": 0.1},
     },
+    # Real features with whitened distances, which small errors of the network change most.
+    "packaged": {"preset": "small", "branches": "structural", "structural_image_size": 128},
     BANK_ALONE: {
         "preset": "small",
         "backbone": "resnet18",

@@ -7,7 +7,9 @@ import openvino
 import pytest
 from _exported import Exported, read
 
+from anomalib_npgmf import Npgmf
 from anomalib_npgmf.export import describe
+from anomalib_npgmf.export.bank import bank_shape as bank_shape_of
 from anomalib_npgmf.export.quantisation import compress_weights, float_operations, quantise
 
 
@@ -60,3 +62,10 @@ def test_scores_survive(exported: Exported, how: str) -> None:
     assert np.isfinite(result).all()
     assert np.abs(result - expected).max() < 0.1
     assert np.corrcoef(result, expected)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("exported", ["packaged"], indirect=True)
+def test_whitened_distances_survive(exported: Exported, loaded: Npgmf) -> None:
+    model = openvino.Core().read_model(exported.openvino)
+    small = quantise(model, bank_shape_of(loaded), exported.datamodule())
+    assert np.corrcoef(scores(small, exported), exported.expected["pred_score"])[0, 1] > 0.99
