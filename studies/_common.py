@@ -97,12 +97,12 @@ def measured(name: str, folder: Path = RESULTS) -> Row:
 
 
 def records(name: str) -> list[Group]:
-    """Records of a plan by model and variant, of the ablation also those of former variants."""
+    """Records of a plan by model and variant, of a former ablation also those of former variants."""
     path = ROOT / "configs" / "plans" / f"{name}.yaml"
     if not (RESULTS / name).is_dir():
         command = f"python -m anomalib_npgmf.benchmark run configs/plans/{name}.yaml --output studies/results/{name}"
         raise SystemExit(f"There is no {RESULTS / name}; `{command}` makes it.")
-    return load_results(RESULTS / name, None if name == "ablation" else load_plan(path)).groups
+    return load_results(RESULTS / name, None if name == "mobilenet_ablation" else load_plan(path)).groups
 
 
 def frame_of(name: str) -> pd.DataFrame:

@@ -1,13 +1,14 @@
 """Exported models: accuracy, size and CPU latency of every format, and latency beside anomalib's exported models.
 
-    python studies/export.py formats [--backbone NAME --weights FILE]
+    python studies/export.py formats
     python studies/export.py latency
     python studies/export.py report
 
-``formats`` draws categories of SyntheticLOCO, trains one model each, exports it and evaluates every file on the test
-images through its own runtime. ``latency`` exports preset ``fast``, PatchCore and ReverseDistillation with the same
-backbone (wide_resnet50_2, random weights), image size and bank (3,584 patches are 1 % of those of 350 images) to
-OpenVINO. Both keep the files below ``--folder`` and time one image at a time. ``report`` prints the tables.
+``formats`` draws categories of SyntheticLOCO, trains preset ``small`` with the composition on each, exports it and
+evaluates every file on the test images through its own runtime. ``latency`` exports preset ``fast``, PatchCore and
+ReverseDistillation with the same backbone (wide_resnet50_2, random weights), image size and bank (3,584 patches are 1 %
+of those of 350 images) to OpenVINO. Both keep the files below ``--folder`` and time one image at a time. ``report``
+prints the tables.
 """
 
 from __future__ import annotations
@@ -30,28 +31,40 @@ COMPRESSIONS = {"FP32": None, "FP16": "FP16", "INT8 weights": "INT8", "INT8_PTQ"
 SMALLER = (8, 64)  # the whole bank divided by these
 ACCURACY = {"image AUROC %": "AUROC mean", "sPRO@0.05 %": "sPRO mean"}
 OURS, PATCHCORE, RD = "Npgmf fast", "PatchCore", "ReverseDistillation"
+SIZE = 256
 BANK, DIM = 3584, 512 + 1024  # channels of the second and third block
-Runner = Callable[[NDArray[np.float32], str], NDArray[np.float32]]
+Runner = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def runner(path: Path) -> Runner:
-    """Function that runs an exported file: images [B, 3, H, W] and the name of an output to that output."""
+    """Function that runs an exported file: images [B, 3, H, W] to scores and maps."""
     threads = torch.get_num_threads()
     if path.suffix == ".pt":
         model = torch.load(path, weights_only=False)["model"].eval()
-        return torch.no_grad()(lambda batch, name: getattr(model(torch.from_numpy(batch)), name).numpy())
+
+        @torch.no_grad()
+        def predict(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            found = model(torch.from_numpy(batch))
+            return found.pred_score.numpy(), found.anomaly_map.numpy()
+
+        return predict
     if path.suffix == ".onnx":
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        return lambda batch, name: session.run([name], {"input": batch})[0]
+        return lambda batch: tuple(session.run(["pred_score", "anomaly_map"], {"input": batch}))
     import openvino
 
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.Core().compile_model(path, "CPU", config)
-    return lambda batch, name: compiled(batch)[name]
+
+    def infer(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        found = compiled(batch)
+        return found["pred_score"], found["anomaly_map"]
+
+    return infer
 
 
 def megabytes(path: Path) -> float:
@@ -59,9 +72,9 @@ def megabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.exists()) / 1e6
 
 
-def random_image(size: int) -> NDArray[np.float32]:
-    """A random image for timing, [1, 3, size, size]."""
-    return np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+def random_image() -> NDArray[np.float32]:
+    """A random image for timing, [1, 3, SIZE, SIZE]."""
+    return np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
 
 
 def files_of(model: Any, data: Any, folder: Path, *, banks: bool) -> list[tuple[str, str, Path]]:
@@ -90,27 +103,26 @@ def formats(args: argparse.Namespace) -> None:
     rows: list[Row] = []
     tests = {f"num_test_{kind}": args.test for kind in ("good", "logical", "structural")}
     counts = {"num_train": args.train, "num_validation": 12, **tests, "train_batch_size": 4, "eval_batch_size": 4}
-    settings = {"logical_image_size": args.size, "coreset_ratio": args.ratio, "visualizer": False}
     for category in args.categories:
-        data = SyntheticLOCO(args.folder / "data", category, image_size=args.size, **counts)
+        data = SyntheticLOCO(args.folder / "data", category, image_size=SIZE, **counts)
         torch.manual_seed(0)
-        model = Npgmf(preset="small", backbone=args.backbone, backbone_weights=args.weights, **settings)
+        model = Npgmf(preset="small", composition=True, visualizer=False)
         fit(model, data, max_epochs=args.epochs, accelerator="cpu")
         first = category == args.categories[0]
         for kind, name, path in files_of(model, data, args.folder / category, banks=first):
             run = runner(path)
             images = sorted((args.folder / "data" / category / "test").rglob("*.png"))
-            found = [run(read_image(image, as_tensor=True)[None].numpy(), "anomaly_map") for image in images]
-            maps = torch.from_numpy(np.concatenate(found)).reshape(len(images), 1, args.size, args.size)
-            values = scores(images, maps.amax((1, 2, 3)), maps)
+            found = [run(read_image(image, as_tensor=True)[None].numpy()) for image in images]
+            image_scores, maps = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+            values = scores(images, image_scores.flatten(), maps.reshape(len(images), 1, SIZE, SIZE))
             row: Row = {"table": kind, "name": name, "category": category, "MB": megabytes(path)}
             row |= {column: values[source] for column, source in ACCURACY.items()}
             if first:
-                image = random_image(args.size)
-                seconds = timed(lambda run=run, image=image: run(image, "pred_score"), args.repeats, warmup=3)
+                image = random_image()
+                seconds = timed(lambda run=run, image=image: run(image), args.repeats, warmup=3)
                 row |= {"ms": 1000 * seconds["wall_s"], "cpu_ms": 1000 * seconds["cpu_s"]}
             rows.append(row)
-    names = ("backbone", "size", "ratio", "train", "epochs", "test", "repeats")
+    names = ("train", "epochs", "test", "repeats")
     save(args.out / "export_formats.json", rows, settings={name: getattr(args, name) for name in names})
 
 
@@ -121,7 +133,7 @@ def latency(args: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     bank = torch.randn(BANK, DIM).relu()
-    ours = Npgmf(preset="fast", backbone_weights="random", text_prior="random", logical_image_size=args.size)
+    ours = Npgmf(preset="fast", backbone_weights="random", text_prior="random", logical_image_size=SIZE)
     ours.model.structural.bank.fill(bank)
     ours.model.merger.calibrate({"logical": (1.0, 1.0), "structural": (1.0, 1.0)})
     ours.post_processor.calibrate(torch.tensor([1.0, 2.0]))
@@ -129,18 +141,18 @@ def latency(args: argparse.Namespace) -> None:
     patchcore.model.memory_bank = bank
     rd = ReverseDistillation("wide_resnet50_2", pre_trained=False)
     for model in (patchcore, rd):
-        model.pre_processor = model.configure_pre_processor((args.size, args.size))
+        model.pre_processor = model.configure_pre_processor((SIZE, SIZE))
     # a fixed batch of one: with a dynamic batch anomalib's PatchCore is exported for batches of two
-    fixed = {"onnx_kwargs": {"dynamic_axes": None, "dynamic_shapes": None}, "input_size": (args.size, args.size)}
+    fixed = {"onnx_kwargs": {"dynamic_axes": None, "dynamic_shapes": None}, "input_size": (SIZE, SIZE)}
     named = {OURS: ours, PATCHCORE: patchcore, RD: rd}
     paths = {name: model.eval().to_openvino(args.folder / name, **fixed) for name, model in named.items()}
-    image = random_image(args.size)
+    image = random_image()
     runners = {name: runner(path) for name, path in paths.items()}
-    calls = {name: lambda run=run: run(image, "anomaly_map") for name, run in runners.items()}
+    calls = {name: lambda run=run: run(image) for name, run in runners.items()}
     medians = 1000 * take_turns(calls, turns=args.repeats, warmup=2).groupby("name", sort=False).median()
     frame = medians.set_axis(["ms", "cpu_ms"], axis=1).rename_axis("model").reset_index()
     frame["MB"] = [megabytes(path) for path in paths.values()]
-    save(args.out / "export_latency.json", frame.to_dict("records"), size=args.size, bank=BANK)
+    save(args.out / "export_latency.json", frame.to_dict("records"), size=SIZE, bank=BANK)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -158,10 +170,8 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    sizes = {"size": 256, "ratio": 0.02, "train": 24, "test": 16, "epochs": 3, "repeats": 15, "threads": 2}
-    network = {"backbone": "resnet18", "weights": "random"}
-    lists = {"categories": ["sorting_tray", "cable_pairs"]}
-    run_part(__doc__, formats, latency, report, folder=Path("exported"), **lists, **network, **sizes)
+    sizes = {"train": 60, "test": 60, "epochs": 12, "repeats": 15, "categories": ["filled_vials", "sorting_tray"]}
+    run_part(__doc__, formats, latency, report, folder=Path("exported"), **sizes)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ CODE_GAPS = {
 
 
 def maps_of(*plans: str) -> dict[str, Map]:
-    """What is compared: maps of the model, and variants of the ablation."""
+    """What is compared: maps of the model, and variants of ablations."""
     found: dict[str, Map] = {}
     for plan in plans:
         for group in records(plan):
             if group.model == "npgmf":
-                names = {group.variant: "merged"} if plan == "ablation" else {name: name for name in group.maps}
+                names = {group.variant: "merged"} if plan.endswith("ablation") else {name: name for name in group.maps}
                 found |= {title: (group, name) for title, name in names.items()}
     return found
 
@@ -189,12 +189,13 @@ def folder() -> str:
 
 
 def main() -> None:
-    found, priors = maps_of("synthetic"), maps_of("mobilenet", "ablation")
+    found, priors = maps_of("synthetic", "ablation"), maps_of("mobilenet", "mobilenet_ablation")
     # of the thresholds every rule for the whole model, the model's own for each part
     thresholds = [r for r in measured("threshold")["rows"] if r["part"] == "merged" or r["threshold"] == "1 in 100"]
     content = {
         "claims": claims(found, CLAIMS),
-        "priors": claims(priors, PRIORS),
+        "priors": claims(found, PRIORS),
+        "former priors": claims(priors, PRIORS),
         "parts": parts(found),
         "categories": parts_by_category(found, AUROC[:2]),
         "places": parts_by_category(found, SPRO[:2]),

@@ -17,7 +17,7 @@ from anomalib_npgmf.structural import MemoryBank
 NARROW_ON = "filled_vials"  # the category where the logical branch is what finds the anomalies
 NARROW = {  # logical branch: plan, variant and map
     "full width, levels 3 to 5 scored": ("mobilenet", "default", "logical"),
-    "at most 24 channels, levels 2 to 4 used and scored": ("ablation", "narrow_levels", "merged"),
+    "at most 24 channels, levels 2 to 4 used and scored": ("mobilenet_ablation", "narrow_levels", "merged"),
 }
 BUILT = ["images", "patches", "bank", "collect_cpu_s", "select_cpu_s", "added_gb", "search_cpu_ms"]
 END = " at the end."
