@@ -97,7 +97,7 @@ def measured(name: str, folder: Path = RESULTS) -> Row:
 
 
 def records(name: str) -> list[Group]:
-    """Records of a plan by model and variant, of a former ablation also those of former variants."""
+    """Records of a plan by model and variant, of `mobilenet_ablation` also those of former variants."""
     path = ROOT / "configs" / "plans" / f"{name}.yaml"
     if not (RESULTS / name).is_dir():
         command = f"python -m anomalib_npgmf.benchmark run configs/plans/{name}.yaml --output studies/results/{name}"

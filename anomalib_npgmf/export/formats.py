@@ -142,8 +142,8 @@ def to_openvino(
         model_file_name: Name of the files, without suffix.
         input_size: As for `to_onnx`.
         compression_type: ``FP16`` halves the file; ``INT8`` stores the weights of the networks, not the bank, in 8
-            bits; ``INT8_PTQ`` computes their convolutions in 8 bits. Distances, codes, merging and smoothing stay
-            in float.
+            bits; ``INT8_PTQ`` computes their convolutions in 8 bits. Depth-wise convolutions, distances, codes,
+            merging and smoothing stay in float.
         datamodule: Images for ``INT8_PTQ`` and ``INT8_ACQ``; also calibrates a shrunken bank.
         metric: Metric to keep with ``INT8_ACQ``, see anomalib.
         task: See anomalib.

@@ -73,15 +73,25 @@ def _reads(operation: Any, shape: tuple[int, int] | None) -> bool:
     )
 
 
+def _depth_wise(operation: Any) -> bool:
+    """Whether it is a convolution of single channels, which is sensitive and holds next to no weights."""
+    if operation.get_type_name() != "GroupConvolution":
+        return False
+    inputs_of_a_group = operation.input(1).get_partial_shape()[2]  # of [groups, outputs, inputs, height, width]
+    return inputs_of_a_group.is_static and inputs_of_a_group.get_length() == 1
+
+
 def _ignored(model: Any, bank_shape: tuple[int, int] | None, types: tuple[str, ...] = ()) -> Any:
     import nncf
 
+    names = float_operations(model, bank_shape)
+    names += [operation.get_friendly_name() for operation in model.get_ops() if _depth_wise(operation)]
     # Not every operation of the list is one that nncf would touch.
-    return nncf.IgnoredScope(names=float_operations(model, bank_shape), types=list(types), validate=False)
+    return nncf.IgnoredScope(names=sorted(set(names)), types=list(types), validate=False)
 
 
 def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
-    """Store the networks' weights in 8 bits; computation stays in float.
+    """Store the networks' weights, except those of depth-wise convolutions, in 8 bits; computation stays in float.
 
     Args:
         model: ``openvino.Model``.
@@ -92,15 +102,14 @@ def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
     """
     import nncf
 
-    # Depth-wise convolutions are sensitive and hold next to no weights.
-    return nncf.compress_weights(model, ignored_scope=_ignored(model, bank_shape, ("GroupConvolution",)))
+    return nncf.compress_weights(model, ignored_scope=_ignored(model, bank_shape))
 
 
 def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: AnomalibDataModule) -> Any:
-    """Compute the convolutions in 8 bits, except depth-wise ones, which are sensitive.
+    """Compute the convolutions, except depth-wise ones, in 8 bits.
 
-    Weights take half of the range: CPUs without 8-bit instructions (AVX2) add products in 16 bits, which otherwise
-    overflow.
+    Weights take half of the range (7 bits): CPUs without instructions for 8 bits (AVX2) add products in 16 bits, where
+    sums of full-range products overflow.
 
     Ranges are observed on the normal images that calibrate the scores as well: anomalib takes the whole validation set,
     which in some data modules is the test set. The images are not normalised, because the graph does that.
@@ -130,7 +139,7 @@ def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: Anomali
         nncf.Dataset(range(len(data)), image),
         preset=nncf.QuantizationPreset.MIXED,  # features without ReLU take both signs
         subset_size=len(data),
-        ignored_scope=_ignored(model, bank_shape, ("MatMul", "GroupConvolution")),
+        ignored_scope=_ignored(model, bank_shape, ("MatMul",)),
         fast_bias_correction=False,  # whitened distances magnify the error that the fast one leaves
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
     )
