@@ -52,14 +52,16 @@ def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str
         bank_shape: Patches and dimensions of the memory bank; ``None`` without one.
 
     Returns:
-        Friendly names: operations of `FLOAT_MODULES`, those of the outermost modules and those that read the bank.
+        Friendly names: operations of `FLOAT_MODULES`, those of the outermost modules, those that read the bank and
+        depth-wise convolutions.
     """
     names = []
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant":  # named after a tensor, not after the module that uses it
             continue
         modules = operation.get_friendly_name().rpartition("/")[0].split(".")
-        if modules in _OUTERMOST or FLOAT_MODULES.intersection(modules) or _reads(operation, bank_shape):
+        stays = modules in _OUTERMOST or FLOAT_MODULES.intersection(modules)
+        if stays or _reads(operation, bank_shape) or _depth_wise(operation):
             names.append(operation.get_friendly_name())
     return names
 
@@ -84,10 +86,8 @@ def _depth_wise(operation: Any) -> bool:
 def _ignored(model: Any, bank_shape: tuple[int, int] | None, types: tuple[str, ...] = ()) -> Any:
     import nncf
 
-    names = float_operations(model, bank_shape)
-    names += [operation.get_friendly_name() for operation in model.get_ops() if _depth_wise(operation)]
     # Not every operation of the list is one that nncf would touch.
-    return nncf.IgnoredScope(names=sorted(set(names)), types=list(types), validate=False)
+    return nncf.IgnoredScope(names=float_operations(model, bank_shape), types=list(types), validate=False)
 
 
 def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
