@@ -5,7 +5,7 @@ from typing import Annotated
 
 from anomalib_npgmf.fields import Items, Range, check_fields
 
-_Sizes = Annotated[tuple[Annotated[int, Range(2, 1024)], ...], Items(1, distinct=False)]
+_Size = Annotated[int, Range(2, 1024)]
 _MAX_BINS = 8192  # a covariance of 8192 x 8192 takes 256 MiB, one per level and codebook
 
 
@@ -20,7 +20,9 @@ class CompositionConfig:
         codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
             averaged as well, because it partly depends on the start which objects share a code.
         grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
-        grid_codebook_sizes: Numbers of codes of the histograms of grids.
+        grid_codebook_sizes: Number of codes of the histograms of each grid, or one number for all grids; empty for
+            ``512 / n^3``, at least 2, for a grid of n x n: 64 for 2 x 2, 8 for 4 x 4. Many codes tell colours apart;
+            the more cells there are, the fewer codes the training images suffice for.
         region_levels: Backbone levels of the memory bank of regions, see
             `anomalib_npgmf.composition.regions.RegionBank`; empty for no such bank.
 
@@ -31,6 +33,8 @@ class CompositionConfig:
     Example:
         >>> CompositionConfig(levels=[4, 3]).levels
         (3, 4)
+        >>> CompositionConfig(grids=(2, 3)).codes_of_grids
+        (64, 19)
         >>> CompositionConfig(codebooks=0)
         Traceback (most recent call last):
         ...
@@ -38,10 +42,10 @@ class CompositionConfig:
     """
 
     levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
-    codebook_sizes: _Sizes = (8, 16, 32)
+    codebook_sizes: Annotated[tuple[_Size, ...], Items(1, distinct=False)] = (8, 16, 32)
     codebooks: Annotated[int, Range(1, 64)] = 3
-    grids: Annotated[tuple[Annotated[int, Range(2, 64)], ...], Items()] = (2, 3)
-    grid_codebook_sizes: _Sizes = (32,)
+    grids: Annotated[tuple[Annotated[int, Range(2, 64)], ...], Items()] = (2, 4)
+    grid_codebook_sizes: Annotated[tuple[_Size, ...], Items(distinct=False)] = ()
     region_levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items()] = ()
 
     @property
@@ -49,14 +53,28 @@ class CompositionConfig:
         """All levels that the branch reads, finest first."""
         return tuple(sorted({*self.levels, *self.region_levels}))
 
+    @property
+    def codes_of_grids(self) -> tuple[int, ...]:
+        """Number of codes of each grid."""
+        if len(self.grid_codebook_sizes) == len(self.grids):
+            return self.grid_codebook_sizes
+        return tuple(next(iter(self.grid_codebook_sizes), max(2, round(512 / grid**3))) for grid in self.grids)
+
     def __post_init__(self) -> None:
         """Check types, ranges and the memory that grids take, and sort the levels."""
         check_fields(self, "composition.")
         for name in ("levels", "region_levels"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
-        if self.grids and (bins := max(self.grids) ** 2 * max(self.grid_codebook_sizes)) > _MAX_BINS:
+        if len(self.grid_codebook_sizes) not in (0, 1, len(self.grids)):
             msg = (
-                f"composition.grids {self.grids} with grid_codebook_sizes {self.grid_codebook_sizes} make histograms "
+                f"composition.grid_codebook_sizes must hold one number for each of the grids {self.grids}, or one for "
+                f"all, not {self.grid_codebook_sizes}."
+            )
+            raise ValueError(msg)
+        bins = max((grid**2 * codes for grid, codes in zip(self.grids, self.codes_of_grids, strict=True)), default=0)
+        if bins > _MAX_BINS:
+            msg = (
+                f"composition.grids {self.grids} with grid_codebook_sizes {self.codes_of_grids} make histograms "
                 f"of {bins} bins, whose covariance takes too much memory; lower either for at most {_MAX_BINS}."
             )
             raise ValueError(msg)

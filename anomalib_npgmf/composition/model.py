@@ -25,7 +25,7 @@ from anomalib_npgmf.composition.regions import RegionBank, RegionExplanation, ex
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
 from anomalib_npgmf.precision import in_single_precision
 
-GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
+GRID_MARGIN = 1.0  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
 _DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
@@ -56,7 +56,7 @@ class CompositionBranch(nn.Module):
     Whole-image histograms ignore positions and count best. Histograms of grid cells find objects in the wrong place and
     wrong combinations. The optional memory bank of regions finds objects unlike any normal one. The distance of each is
     standardised by its mean and standard deviation over normal images, and the largest is the score. Scores of grids
-    are lowered by 0.5 standard deviations, which limits false alarms. With fewer than four training images nothing is
+    are lowered by one standard deviation, which limits false alarms. With fewer than four training images nothing is
     standardised, and only whole-image histograms are used.
 
     The map shows what occurs too often. It cannot show what is missing; the logical branch can, where objects have
@@ -71,7 +71,8 @@ class CompositionBranch(nn.Module):
         mean: Mean distance of normal images, one value per histogram (whole image, then grids), then that of the
             regions, [M], from cross-validation over the training images.
         std: Its standard deviation.
-        margin: Standard deviations subtracted from each score, [M].
+        margin: Standard deviations subtracted from each score, [M]: one of those of grids; 0.5 in files from before
+            version 0.2.
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition distances
             of the training images, [3]. Calibration pools them with those of the few calibration images.
 
@@ -105,15 +106,15 @@ class CompositionBranch(nn.Module):
         histograms = [CodeHistograms(self.levels, self.channels, config.codebook_sizes, books=books)]
         # Objects that belong together may differ in colour alone, in few feature directions: hence the whitening.
         histograms += [
-            CodeHistograms(self.levels, self.channels, config.grid_codebook_sizes, books=books, grid=grid, whiten=True)
-            for grid in config.grids
+            CodeHistograms(self.levels, self.channels, (codes,), books=books, grid=grid, whiten=True)
+            for grid, codes in zip(config.grids, config.codes_of_grids, strict=True)
         ]
         self.histograms = nn.ModuleList(histograms)
         self.regions = RegionBank([channels[index] for index in self._regions]) if self._regions else None
         further = len(config.grids) + (self.regions is not None)
         self.register_buffer("mean", torch.zeros(1 + further))
         self.register_buffer("std", torch.ones(1 + further))
-        self.register_buffer("margin", self._margins(config), persistent=False)
+        self.register_buffer("margin", self._margins(config))
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.config import COMPOSITIONS, PRESETS, ModelConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "Doub
 # and a level of -inf, so that the composition leaves the map of the branches unchanged.
 _MERGER: Final = {"margins": [0.0, 0.25], "normal_level": -torch.inf}
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
+_GRID_MARGIN: Final = 0.5  # of each grid, where a file does not store the margins of the composition
 
 
 def add_former_modules() -> None:
@@ -50,6 +52,8 @@ def add_former_modules() -> None:
 def rename_tensors(state: dict[str, Any]) -> None:
     """Rename the tensors of a checkpoint to their present names, in place; see `rename_attributes`.
 
+    A composition without stored margins gets those of that time, so that its scores stay.
+
     Example:
         >>> state = {"model.composition.held_out": 1, "model.merger.mean": 2}
         >>> rename_tensors(state)
@@ -64,6 +68,11 @@ def rename_tensors(state: dict[str, Any]) -> None:
     for name in [name for name in state if name.startswith(start)]:
         first, dot, rest = name.removeprefix(start).partition(".")
         state[f"{start}{_COMPOSITION.get(first, first)}{dot}{rest}"] = state.pop(name)
+    if f"{start}mean" in state and f"{start}margin" not in state:
+        histograms = {name.split(".")[3] for name in state if name.startswith(f"{start}histograms.")}
+        margin = torch.zeros_like(state[f"{start}mean"])
+        margin[1 : len(histograms)] = _GRID_MARGIN  # the first is of the whole image, the regions come last
+        state[f"{start}margin"] = margin
 
 
 def rename_attributes(composition: Any, merger: Any = None) -> None:
@@ -104,7 +113,13 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     composition = settings.composition
     if composition is not None:
         small = composition.levels == COMPOSITIONS["small"].levels
-        composition = replace(composition, region_levels=(), levels=(3, 4) if small else composition.levels)
+        composition = replace(
+            composition,
+            region_levels=(),
+            levels=(3, 4) if small else composition.levels,
+            grids=(2, 3) if composition.grids == CompositionConfig().grids else composition.grids,
+            grid_codebook_sizes=composition.grid_codebook_sizes or (32,),
+        )
     return replace(
         settings,
         logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks),

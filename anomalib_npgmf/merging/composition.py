@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
-BRANCH_MARGIN = 0.75  # standard deviations, subtracted from the branches' score
-LARGEST_LEAD = 6.0  # standard deviations; a larger lead over the branches does not raise the map further
-SURPLUS_WEIGHT = 30.0  # raise of the map per standard deviation of the lead, where the surplus is one
+BRANCH_MARGIN = 0.5  # standard deviations, subtracted from the branches' score
+LARGEST_LEAD = 3.0  # standard deviations; a larger lead over the branches does not raise the map further
+SURPLUS_WEIGHT = 45.0  # raise of the map per standard deviation of the lead, where the surplus is one
 
 
 class Merged(NamedTuple):
@@ -30,11 +30,11 @@ class CompositionMerger(nn.Module):
     """Adds the composition to the merged map of the branches; an addition to the paper.
 
     Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
-    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 3/4`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C`` for the composition distance C. Three quarters of a standard deviation are subtracted
+    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the branches' map S and
+    ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is subtracted
     because s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
-    The map says where the cause is: ``max(S', min(S', q) + 30 r min(max(g, 0), 6))`` for the standardised map S', the
+    The map says where the cause is: ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map S', the
     surplus r and the 0.95 quantile q of the pixels of normal images. ``g = c' - max(s, 0)`` is the lead of the
     composition over the branches; c' is c of the histograms alone, because the memory bank of regions has no surplus.
     Where g is positive, pixels with surplus are raised, the more the larger g is. No pixel of the branches is lowered.
@@ -42,7 +42,7 @@ class CompositionMerger(nn.Module):
     Attributes:
         mean: mu_S and mu_C.
         std: sd_S and sd_C.
-        margins: Standard deviations subtracted from the scores of the branches and of the composition: 0.75 and 0; in
+        margins: Standard deviations subtracted from the scores of the branches and of the composition: 0.5 and 0; in
             checkpoints from before version 0.2, 0 and 0.25.
         normal_level: q, a scalar, standardised.
 
@@ -51,7 +51,7 @@ class CompositionMerger(nn.Module):
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
         >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.1, 0.0]]]])
         >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
-        >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.75
+        >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.5
         2.8284
         >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 30 * 0.1 * (2.8284 - 0.6642)
         [4.3713, 1.4142]

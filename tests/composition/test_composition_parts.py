@@ -1,9 +1,12 @@
 """Codes, normal variation and collection against what defines them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
+from anomalib_npgmf.composition import CompositionBranch
 from anomalib_npgmf.composition.codes import SoftCodes, _whitening
 from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
@@ -152,6 +155,30 @@ def test_variation_needs_two_images() -> None:
 def test_config_refuses(wrong: dict[str, object]) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"^composition\.{next(iter(wrong))} must be"):
         CompositionConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("grids", "sizes", "expected"),
+    [
+        ((2, 4), (), (64, 8)),
+        ((2, 3, 16), (), (64, 19, 2)),
+        ((4, 2), (16,), (16, 16)),
+        ((4, 2), (16, 32), (16, 32)),
+        ((), (), ()),
+        ((), (4,), ()),
+    ],
+)
+def test_codes_of_grids(grids: tuple[int, ...], sizes: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """One number for each grid, one for all, or 512 / n^3."""
+    config = CompositionConfig(grids=grids, grid_codebook_sizes=sizes)
+    assert config.codes_of_grids == expected
+    branch = CompositionBranch([3], [2], replace(config, levels=(3,)))
+    assert [part.codes[0].weight.shape[1] for part in branch.histograms][1:] == list(expected)  # type: ignore[index]
+
+
+def test_config_refuses_sizes_that_fit_no_grid() -> None:
+    with pytest.raises(ValueError, match=r"for each of the grids \(2, 3, 4\), or one for all, not \(8, 16\)"):
+        CompositionConfig(grids=(2, 3, 4), grid_codebook_sizes=(8, 16))
 
 
 def test_config_from_yaml() -> None:

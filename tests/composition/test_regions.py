@@ -98,7 +98,7 @@ def test_score_is_standardised() -> None:
     """By mean and deviation of the held-out distances; only grids have a margin."""
     branch = fitted()
     assert branch.mean.shape == (3,)
-    assert branch.margin.tolist() == [0.0, 0.5, 0.0]
+    assert branch.margin.tolist() == [0.0, 1.0, 0.0]
     with torch.no_grad():
         branch.mean[:2] = 1e9  # only the regions are left
     unseen = features(4, 9)
@@ -197,10 +197,10 @@ def test_preset_small_has_regions_and_plus_has_none() -> None:
 def test_files_of_before_have_no_regions() -> None:
     """Of version 0.1, whose files name no configuration; and a module that was pickled without them."""
     former = former_choices(resolve("small", {}, composition=True))
-    assert former.composition == CompositionConfig()
+    assert former.composition == CompositionConfig(grids=(2, 3), grid_codebook_sizes=(32,))
     assert (former.structural.whiten, former.structural.neighbourhood) == (False, (3,))
     assert former_choices(resolve("small", {}, composition={"levels": (4,)})).composition == CompositionConfig(
-        levels=(4,)
+        levels=(4,), grids=(2, 3), grid_codebook_sizes=(32,)
     )
     assert former_choices(resolve("small", {})).composition is None
     branch = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "region_levels": ()}))

@@ -69,13 +69,14 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
-    added = [f"model.merger.composition.{name}" for name in ("normal_level", "margins")]
+    added = ["model.merger.composition.normal_level", "model.merger.composition.margins", "model.composition.margin"]
     for name in added:
         del before[name]
     rename_tensors(before)
     assert before.keys() == state.keys()
     assert all(before[name] is value for name, value in state.items() if name not in added)
     assert before[added[1]].tolist() == [0.0, 0.25]
+    assert before[added[2]].tolist() == [0.0, 0.5, 0.5, 0.0]  # the regions have none
 
 
 def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None:

@@ -27,7 +27,7 @@ def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_the_larger_score_counts() -> None:
-    """Both in standard deviations above the mean normal score, that of the branches minus 0.75."""
+    """Both in standard deviations above the mean normal score, that of the branches minus 0.5."""
     maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
     for distance, expected in ((25.0, 1.25), (35.0, 1.5), (60.0, 4.0)):
         merged = composed()(maps | distances(torch.tensor([distance])))
@@ -61,7 +61,7 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
     merged = merger(maps | distances(torch.tensor([distance]))).maps
     assert (merged >= branches - 1e-5).all()
-    lead = (distance - 20) / 10 - max(branches.max().item() - 0.75, 0.0)
+    lead = (distance - 20) / 10 - max(branches.max().item() - 0.5, 0.0)
     shown = 30 * min(max(lead, 0.0), 6.0) * maps["composition"]  # however large the distance
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
@@ -83,7 +83,7 @@ def test_the_level_that_most_normal_pixels_stay_below() -> None:
     merged = merger({"structural": planes, "composition": torch.zeros_like(planes)} | distances(values))
     peaks = branches.amax((1, 2, 3))
     assert peaks.mean().item() == pytest.approx(0, abs=1e-5)
-    assert (merged.scores >= peaks - 0.75 - 1e-5).all()
+    assert (merged.scores >= peaks - 0.5 - 1e-5).all()
 
 
 @pytest.mark.parametrize("composition", [False, True])
