@@ -31,8 +31,8 @@ class CompositionMerger(nn.Module):
 
     Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
     larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is subtracted
-    because s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
+    ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is subtracted because
+    s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
 
     The map says where the cause is: ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map S', the
     surplus r and the 0.95 quantile q of the pixels of normal images. ``g = c' - max(s, 0)`` is the lead of the
@@ -53,8 +53,8 @@ class CompositionMerger(nn.Module):
         >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
         >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.5
         2.8284
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 30 * 0.1 * (2.8284 - 0.6642)
-        [4.3713, 1.4142]
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * (2.8284 - 0.9142)
+        [6.4926, 1.4142]
     """
 
     mean: Tensor

@@ -28,7 +28,7 @@ def test_composition_alone_and_nothing() -> None:
     distance = torch.tensor([2.0, 1.0])
     alone = merger({"composition": surplus, "distance": distance, "count_distance": distance})
     assert alone.scores.tolist() == pytest.approx([2.0, 0.0])
-    torch.testing.assert_close(alone.maps, 30 * 2.0 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
+    torch.testing.assert_close(alone.maps, 45 * 2.0 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="nothing to merge"):
         merger({})
 

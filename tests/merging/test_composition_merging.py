@@ -29,7 +29,7 @@ def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_the_larger_score_counts() -> None:
     """Both in standard deviations above the mean normal score, that of the branches minus 0.5."""
     maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
-    for distance, expected in ((25.0, 1.25), (35.0, 1.5), (60.0, 4.0)):
+    for distance, expected in ((25.0, 1.5), (37.0, 1.7), (60.0, 4.0)):
         merged = composed()(maps | distances(torch.tensor([distance])))
         assert merged.scores.item() == pytest.approx(expected)
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 2.0))  # without surplus it adds nothing
@@ -62,7 +62,7 @@ def test_the_composition_never_hides_what_a_branch_marks(distance: float, level:
     merged = merger(maps | distances(torch.tensor([distance]))).maps
     assert (merged >= branches - 1e-5).all()
     lead = (distance - 20) / 10 - max(branches.max().item() - 0.5, 0.0)
-    shown = 30 * min(max(lead, 0.0), 6.0) * maps["composition"]  # however large the distance
+    shown = 45 * min(max(lead, 0.0), 3.0) * maps["composition"]  # however large the distance
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
