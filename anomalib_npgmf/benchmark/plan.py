@@ -28,11 +28,16 @@ class Cell:
 
     Attributes:
         model: Name of the model in the plan.
-        variant: Name of the plan's set of overriding arguments for it.
-        model_args: Arguments of the model. A text ``weights:NAME`` stands for the local file of the timm network NAME.
+        variant: Name of a set of arguments that override the model's.
+        category: Category of the data set.
+        seed: Seed of training and, where the plan says so, of the images.
+        model_class: Class of the model.
+        model_args: Arguments of the model. A string ``weights:NAME`` stands for the local file of the timm
+            network NAME.
+        data_class: Class of the data module.
         data_args: Arguments of the data module, without its root.
         trainer: Arguments of anomalib's engine.
-        root: Folder of the data set; no part of what identifies a cell.
+        root: Folder of the data set; excluded from equality.
     """
 
     model: str
@@ -54,7 +59,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells that belong together: the name of the plan's file, what a report calls it, and what to run in this order.
+    """An ordered list of trainings.
+
+    Attributes:
+        name: Name of the plan's file.
+        title: Title in reports.
+        cells: What to run, in this order.
 
     Example:
         >>> plan = parse_plan("tiny", {
@@ -72,10 +82,10 @@ class Plan:
     cells: tuple[Cell, ...]
 
     def select(self, patterns: Sequence[str]) -> Plan:
-        """Keep the cells whose key fits one of the shell patterns; all of them if there is no pattern.
+        """Keep the cells whose key matches one of the shell patterns; all of them if there is no pattern.
 
         Raises:
-            ValueError: If a pattern fits no cell.
+            ValueError: If a pattern matches no cell.
         """
         for pattern in patterns:
             if not any(fnmatch(cell.key, pattern) for cell in self.cells):
@@ -90,14 +100,14 @@ def load_plan(path: Path, root: str | None = None, epochs: int | None = None) ->
 
     Args:
         path: YAML file. Its keys are ``title``; ``data`` (``class_path``, ``init_args``); ``categories``; ``seeds``;
-            ``trainer`` (arguments of anomalib's engine); and ``models``, by name: ``class_path``, ``init_args``,
-            ``variants`` (name to overriding ``init_args``), and ``data`` and ``trainer`` to override the plan's. In
-            the data module's arguments ``{category}`` and ``{seed}`` stand for the cell's.
+            ``trainer`` (arguments of anomalib's engine); and ``models``, a mapping from name to ``class_path``,
+            ``init_args``, ``variants`` (name to overriding ``init_args``), and ``data`` and ``trainer`` to override the
+            plan's. In the data module's arguments ``{category}`` and ``{seed}`` stand for the cell's.
         root: Root of the data set instead of the plan's; may hold ``{category}`` and ``{seed}``.
         epochs: Number of epochs instead of the plan's.
 
     Raises:
-        ValueError: If the file is no plan.
+        ValueError: If the file is not a valid plan.
         FileNotFoundError: If there is no such file.
     """
     if not path.is_file():
@@ -140,7 +150,7 @@ def parse_plan(name: str, content: Any, root: str | None = None, epochs: int | N
 
 
 def _section(what: str, content: Any, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
-    """A part of the file, checked for its keys."""
+    """A section of the file, after a check of its keys."""
     known = [*required, *optional]
     if not isinstance(content, dict):
         msg = f"The {what} must be a mapping with the keys {', '.join(known)}."
@@ -155,7 +165,7 @@ def _section(what: str, content: Any, required: Sequence[str], optional: Sequenc
 
 
 def _merge(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Mappings in one, later values before earlier ones, mappings inside merged likewise."""
+    """Deep merge of mappings; later values override earlier ones."""
     merged: dict[str, Any] = {}
     for key, value in ((key, value) for part in parts for key, value in (part or {}).items()):
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -164,7 +174,7 @@ def _merge(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _fill(value: Any, category: str, seed: int) -> Any:
-    """Fill in category and seed in a text; a value that is only ``{seed}`` becomes a number."""
+    """Fill in category and seed in a string; a value that is only ``{seed}`` becomes a number."""
     if value == "{seed}" or not isinstance(value, str):
         return seed if value == "{seed}" else value
     return value.replace("{category}", category).replace("{seed}", str(seed))

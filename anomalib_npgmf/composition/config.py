@@ -14,15 +14,15 @@ class CompositionConfig:
     """Settings of the composition branch.
 
     Args:
-        levels: Backbone levels whose patches are counted; level k has stride 2^k.
-        codebook_sizes: Numbers of codes of whole-image histograms. Few codes suit a small training set, many tell
-            similar objects apart; the squared distances of all sizes are averaged.
+        levels: Backbone levels of the code histograms; level k has stride 2^k.
+        codebook_sizes: Numbers of codes of whole-image histograms. Small codebooks suit few training images, large ones
+            separate similar objects; the squared distances of all sizes are averaged.
         codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
-            averaged as well, because it partly depends on the start which objects share a code.
-        grids: Cells per side of each grid; a grid of n has a histogram in each of n x n cells.
+            averaged as well, because the clustering depends on the start.
+        grids: Cells per side of each grid; n stands for a histogram in each of n x n cells.
         grid_codebook_sizes: Number of codes of the histograms of each grid, or one number for all grids; empty for
-            ``512 / n^3``, at least 2, for a grid of n x n: 64 for 2 x 2, 8 for 4 x 4. Many codes tell colours apart;
-            the more cells there are, the fewer codes the training images suffice for.
+            ``512 / n^3``, at least 2, for a grid of n x n: 64 for 2 x 2, 8 for 4 x 4. Many codes separate
+            colours; with more cells fewer codes are needed for the covariance to be estimated.
         region_levels: Backbone levels of the memory bank of regions, see
             `anomalib_npgmf.composition.regions.RegionBank`; empty for no such bank.
 

@@ -14,8 +14,8 @@ from anomalib_npgmf.composition.codes import SoftCodes
 from anomalib_npgmf.composition.examples import CodeExamples
 from anomalib_npgmf.composition.variation import NormalVariation, cross_validated
 
-_EXAMPLE_IMAGES = 200  # at most so many normal images are looked at for examples of the codes
-_SHOWN_LEVELS = 2  # so many of the finest levels contribute to the surplus map
+_EXAMPLE_IMAGES = 200  # largest number of normal images from which examples of the codes are taken
+_SHOWN_LEVELS = 2  # number of the finest levels that contribute to the surplus map
 _SMALLEST = 1e-6  # lower bound on the largest contribution, for an image that equals the mean
 _EPSILON = 1e-4  # added to every share: keeps the slope of the square root finite
 
@@ -23,13 +23,15 @@ _EPSILON = 1e-4  # added to every share: keeps the slope of the square root fini
 class Evidence(NamedTuple):
     """Contribution of one pair of level and codebook size to the squared distance of a batch.
 
+    R is the number of codebooks, K that of codes, g the cells per side of the grid.
+
     Attributes:
         memberships: Soft assignment of patches to codes, [B, R, K, H, W].
         shares: Share of a cell's patches that belong to each code, [B, R, K, g, g], in [0, 1].
-        normal_shares: The same of normal images, [R, K, g, g]: the square of the mean square root of their shares,
-            which is at most their mean share.
+        normal_shares: Typical share on normal images, [R, K, g, g]: the squared mean of the square roots of their
+            shares.
         contributions: Contribution of each code in each cell to the squared distance, [B, R, K, g, g].
-        examples: What the codes stand for; ``None`` in files of before version 0.2.
+        examples: Example patches of each code; ``None`` in files of before version 0.2.
     """
 
     memberships: Tensor
@@ -56,14 +58,14 @@ class HistogramOutput(NamedTuple):
 class CodeHistograms(nn.Module):
     """Histograms of soft codes, of several codebook sizes on several levels, with their Mahalanobis distance.
 
-    A histogram holds the square roots of the codes' shares of the patches of each cell (variance-stabilising). The
-    distance is the root mean square of the Mahalanobis distances of all codebooks,
-    each weighted by the side of its level's map: shares of more patches are more accurate.
+    A histogram holds the square roots of the shares of the codes in each cell (Hellinger transform, which stabilises
+    the variance). The squared distance is the mean of the squared Mahalanobis distances of all codebooks, weighted by
+    the side of the level's map, because shares of more patches are more accurate.
 
     Args:
         levels: Index k of each level that is read; its stride is 2^k.
         channels: Channels of each.
-        sizes: Numbers of codes.
+        sizes: Codebook sizes; there are codebooks for each pair of level and size.
         books: Codebooks per level and size.
         grid: Cells per side of the image; 1 for the whole image.
         whiten: Whether codes are found in whitened features, see `SoftCodes`.
@@ -96,7 +98,7 @@ class CodeHistograms(nn.Module):
         super().__init__()
         self.grid = grid
         pairs = [(index, size) for index in range(len(levels)) for size in sizes]
-        self.inputs = [index for index, _ in pairs]  # level of each pair
+        self.inputs = [index for index, _ in pairs]  # position in ``levels`` of each pair
         total = sum(2.0 ** -levels[index] for index in self.inputs)
         self._weights = [2.0 ** -levels[index] / total for index in self.inputs]
         self.codes = nn.ModuleList(SoftCodes(channels[index], size, books, whiten=whiten) for index, size in pairs)
@@ -150,10 +152,10 @@ class CodeHistograms(nn.Module):
         The surplus is the relative excess of a code. For code k in a cell it is ``max(0, s - m) / s``, with the share s
         of the cell's patches here and the share m in normal images: one sixth for six objects instead of five, one for
         an object that never occurs. It is weighted by ``c / max c``, where c is the contribution of the code to the
-        squared distance, which is small for codes whose share varies among normal images. The value of a patch is the
-        sum over the codes of membership times surplus, averaged over codebooks, sizes and the two finest levels;
-        patches of coarser levels would mark the surroundings as well. A missing object gives no surplus of its own,
-        only a small one of what lies in its place.
+        squared distance and the maximum is over all codes, cells and levels of the image, which is small for codes
+        whose share varies among normal images. The value of a patch is the sum over the codes of membership times
+        surplus, averaged over codebooks, sizes and the two finest levels; patches of coarser levels would mark the
+        surroundings as well. A missing object only raises the share of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.
@@ -183,7 +185,7 @@ class CodeHistograms(nn.Module):
         largest = torch.stack([found.contributions.amax(dim=(1, 2, 3, 4)) for found in evidence]).amax(dim=0)
         largest = largest.clamp_min(_SMALLEST).view(-1, 1, 1, 1, 1)
         shown = []
-        for level in levels:  # all have as many sizes, so the mean over levels is that over all pairs
+        for level in levels:  # every level has the same number of sizes, so the mean over levels is that over all pairs
             of_sizes = [
                 surplus_of(found, found.contributions.clamp_min(0) / largest)
                 for index, found in zip(self.inputs, evidence, strict=True)
@@ -204,8 +206,8 @@ def surplus_of(found: Evidence, importance: Tensor | float = 1.0) -> Tensor:
     """Surplus of each patch for one pair of level and codebook size, mean over the codebooks.
 
     Args:
-        found: Of the pair.
-        importance: Factor of each code in each cell, [B, R, K, g, g].
+        found: Evidence of the pair.
+        importance: Weight of each code in each cell, [B, R, K, g, g].
 
     Returns:
         [B, 1, H, W] at the size of the level's map, in [0, 1].

@@ -1,9 +1,10 @@
 """Composition branch: compares code histograms of an image and its grid cells with those of normal images.
 
-An anomaly map judges every patch where it lies, so an image with a missing part may look normal everywhere. Here every
-patch is assigned to a few codes, and the image is judged by its histogram of codes: a bag of visual words (Sivic and
-Zisserman, ICCV 2003) on frozen features, with a Gaussian model of normal histograms. Further histograms do the same in
-each cell of a coarse grid (Lazebnik, Schmid and Ponce, CVPR 2006); their covariance tells which amounts occur together.
+An anomaly map scores each patch by itself, so an image with a missing part may look normal everywhere. Here every patch
+is softly assigned to the codes of small codebooks, and the image is judged by its histogram of codes: a bag of visual
+words (Sivic and Zisserman, ICCV 2003) on frozen features, with a Gaussian model of normal histograms. Further
+histograms do the same in each cell of a coarse grid (Lazebnik, Schmid and Ponce, CVPR 2006); their covariance describes
+which codes vary together.
 An addition to the paper.
 """
 
@@ -26,9 +27,9 @@ from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise
 from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 1.0  # standard deviations; chosen on development seeds, see docs/findings.md
-_MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may agree by chance
+_MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may have too small a spread
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
-_DISABLED = 1e6  # as mean distance it makes the score of a grid so low that the grid is never used
+_DISABLED = 1e6  # mean distance that disables all but the whole-image histograms: their scores are never the largest
 
 
 class CompositionOutput(NamedTuple):
@@ -40,8 +41,8 @@ class CompositionOutput(NamedTuple):
         count_distance: The same maximum over the histograms alone, [B].
         anomaly_map: Surplus, [B, 1, H, W], in [0, 1]: what occurs too often, see `CodeHistograms.forward`; the maximum
             over the histograms.
-        explanations: The code that contributes most to each image's distance, or the region, where regions decide;
-            empty unless asked for.
+        explanations: The code that contributes most to each image's distance, or the region, if regions have the
+            largest score; empty unless asked for.
     """
 
     distance: Tensor
@@ -54,10 +55,10 @@ class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
     Whole-image histograms ignore positions and count best. Histograms of grid cells find objects in the wrong place and
-    wrong combinations. The optional memory bank of regions finds objects unlike any normal one. The distance of each is
-    standardised by its mean and standard deviation over normal images, and the largest is the score. Scores of grids
-    are lowered by one standard deviation, which limits false alarms. With fewer than four training images nothing is
-    standardised, and only whole-image histograms are used.
+    wrong combinations. The optional memory bank of regions finds objects and neighbours that no normal image has. The
+    distance of each is standardised by its mean and standard deviation over normal images, and the largest is the
+    score. Scores of grids are lowered by one standard deviation, which limits false alarms. With fewer than four
+    training images nothing is standardised, and neither grids nor regions are used.
 
     The map shows what occurs too often. It cannot show what is missing; the logical branch can, where objects have
     fixed positions.
@@ -71,8 +72,8 @@ class CompositionBranch(nn.Module):
         mean: Mean distance of normal images, one value per histogram (whole image, then grids), then that of the
             regions, [M], from cross-validation over the training images.
         std: Its standard deviation.
-        margin: Standard deviations subtracted from each score, [M]: one of those of grids; 0.5 in files from before
-            version 0.2.
+        margin: Standard deviations subtracted from each score, [M]: 1 for grids (0.5 in files from before version 0.2),
+            0 for the others.
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition distances
             of the training images, [3]. Calibration pools them with those of the few calibration images.
 
@@ -104,7 +105,7 @@ class CompositionBranch(nn.Module):
         self.channels = tuple(channels[index] for index in self._counted)
         books = config.codebooks
         histograms = [CodeHistograms(self.levels, self.channels, config.codebook_sizes, books=books)]
-        # Objects that belong together may differ in colour alone, in few feature directions: hence the whitening.
+        # Objects that belong together may differ in colour alone, in directions of low variance: hence the whitening.
         histograms += [
             CodeHistograms(self.levels, self.channels, (codes,), books=books, grid=grid, whiten=True)
             for grid, codes in zip(config.grids, config.codes_of_grids, strict=True)
@@ -125,7 +126,7 @@ class CompositionBranch(nn.Module):
         Args:
             features: Map [B, C, H, W] of each level.
             keys: One key per image, the same in every process, such as its path.
-            images: The images, RGB in [0, 1], [B, 3, h, w]; small versions explain the codes.
+            images: The images, RGB in [0, 1], [B, 3, h, w]; small versions are kept as examples of the codes.
         """
         small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
         self._collector.append([features[i] for i in self._counted], keys, (255 * small.clamp(0, 1)).round().byte())

@@ -1,7 +1,7 @@
-"""Memory bank of regions, which are the patches of coarse feature levels.
+"""Memory bank of regions: patch embeddings of coarse feature levels.
 
 A region covers an object and its surroundings, such as the fruit on a label and the colour beside it. A large distance
-from the nearest region of normal images means that normal images do not hold this combination. An addition
+from the nearest region of normal images means that this combination does not occur in normal images. An addition
 to the paper.
 """
 
@@ -30,8 +30,8 @@ class RegionExplanation(NamedTuple):
     Attributes:
         distance: Its distance.
         normal_distance: Mean over normal images of the distance of their farthest region.
-        mask: Regions farther away than that mean, boolean [H, W].
-        place: Where it lies, in words.
+        mask: Pixels whose distance exceeds ``normal_distance``, boolean [H, W].
+        place: Where the region lies, in words.
 
     Example:
         >>> RegionExplanation(3.0, 2.0, torch.zeros(2, 2, dtype=torch.bool), "upper left").reason
@@ -58,7 +58,7 @@ class RegionExplanation(NamedTuple):
 class RegionBank(nn.Module):
     """Memory bank of the patches of coarse levels, in whitened features.
 
-    Patches are not averaged over neighbours, and all levels have the same weight.
+    Unlike in PatchCore, patches are not averaged over neighbours. All levels have the same weight.
 
     Args:
         channels: Channels of each level.
@@ -81,7 +81,9 @@ class RegionBank(nn.Module):
         self.bank = self._bank()
 
     def _bank(self, patches: int = 0) -> MemoryBank:
-        ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # of a handful of regions all are kept
+        ratio = (
+            CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0
+        )  # if a tenth is less than one patch, all are kept
         return MemoryBank(ratio, whiten=self.channels, collect_bytes=_COLLECT_BYTES)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:
@@ -97,8 +99,8 @@ class RegionBank(nn.Module):
         """Select the bank; in a distributed run every process must call this.
 
         Returns:
-            Of each image in the order of the keys, [N], the largest distance of a region from a bank of other images
-            (cross-validation in five parts); on ranks other than 0 nothing, [0].
+            Largest region distance of each image in the order of the keys, [N], from a bank of other images (five-fold
+            cross-validation); empty on ranks other than 0.
         """
         collector, device = self.bank.collector, self.bank.norms.device
         found = torch.empty(0, device=device)
@@ -112,9 +114,9 @@ class RegionBank(nn.Module):
         return found
 
     def _cross_validated(self, blocks: Sequence[Tensor], patches: int) -> Tensor:
-        """Largest distance of each image, [N]; ``patches`` is their number per image before thinning.
+        """Largest distance of each image, [N]; ``patches`` is the number of patches per image before thinning.
 
-        Distances of the images that whitening and coreset were fitted to would be too small.
+        Distances of the images that the bank was built from would be too small.
         """
         largest = torch.zeros(len(blocks), device=self.bank.norms.device)
         for fold in range(min(_FOLDS, len(blocks))):
@@ -145,8 +147,8 @@ def explain_region(distances: Tensor, normal_distance: float, size: tuple[int, i
     """Find the region that is farthest from normal ones.
 
     Args:
-        distances: Of the regions of one image, [1, h, w].
-        normal_distance: Mean of the largest distances of normal images.
+        distances: Distance of every region of one image, [1, h, w].
+        normal_distance: Mean over normal images of their largest distance.
         size: Height and width of the mask.
 
     Example:

@@ -1,4 +1,7 @@
-"""INT8 quantisation of the networks with OpenVINO; distances, codes, merging and smoothing stay in float."""
+"""8-bit OpenVINO files: compressed weights (INT8) and post-training quantisation (INT8_PTQ) of the networks.
+
+Distances, codes, merging and smoothing stay in float. `anomalib_npgmf.export.formats` chooses by compression type.
+"""
 
 import ast
 from pathlib import Path
@@ -10,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from anomalib_npgmf.host.splits import restore_training_data, split_for_calibration
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module that a node comes from
-# Modules whose results are differences of nearly equal numbers or go straight into the scores.
+# Modules whose results are differences of nearly equal numbers or feed the scores directly.
 FLOAT_MODULES = {
     "codebooks",
     "composition",
@@ -21,7 +24,7 @@ FLOAT_MODULES = {
     "resize_logical",
     "resize_structural",
 }
-# Operations outside all submodules: cosine distances and maxima of merged maps. INT8 ranges from normal images would
+# Operations of the top-level forward: cosine distances and maxima of merged maps. INT8 ranges from normal images would
 # clip the scores of anomalous ones.
 _OUTERMOST = ([""], ["model"])
 
@@ -52,8 +55,8 @@ def float_operations(model: Any, bank_shape: tuple[int, int] | None) -> list[str
         bank_shape: Patches and dimensions of the memory bank; ``None`` without one.
 
     Returns:
-        Friendly names: operations of `FLOAT_MODULES`, those of the outermost modules, those that read the bank and
-        depth-wise convolutions.
+        Friendly names: operations of `FLOAT_MODULES`, those of the top-level forward, those that have the bank as an
+        input, and depth-wise convolutions.
     """
     names = []
     for operation in model.get_ops():
@@ -76,7 +79,7 @@ def _reads(operation: Any, shape: tuple[int, int] | None) -> bool:
 
 
 def _depth_wise(operation: Any) -> bool:
-    """Whether it is a convolution of single channels, which is sensitive and holds next to no weights."""
+    """Whether it is a depth-wise convolution, which is sensitive to quantisation and has few weights."""
     if operation.get_type_name() != "GroupConvolution":
         return False
     inputs_of_a_group = operation.input(1).get_partial_shape()[2]  # of [groups, outputs, inputs, height, width]
@@ -106,13 +109,13 @@ def compress_weights(model: Any, bank_shape: tuple[int, int] | None) -> Any:
 
 
 def quantise(model: Any, bank_shape: tuple[int, int] | None, datamodule: AnomalibDataModule) -> Any:
-    """Compute the convolutions, except depth-wise ones, in 8 bits.
+    """Post-training static quantisation of the convolutions, except depth-wise ones.
 
-    Weights take half of the range (7 bits): CPUs without instructions for 8 bits (AVX2) add products in 16 bits, where
-    sums of full-range products overflow.
+    Weights take half of the range (7 bits, nncf's ``overflow_fix``): CPUs without instructions for 8 bits (AVX2) add
+    products in 16 bits, where sums of full-range products overflow.
 
-    Ranges are observed on the normal images that calibrate the scores as well: anomalib takes the whole validation set,
-    which in some data modules is the test set. The images are not normalised, because the graph does that.
+    Activation ranges come from the normal images that calibrate the scores, because anomalib's choice, the validation
+    set, is the test set in some data modules. The images are not normalised, because the graph does that.
 
     Args:
         model: ``openvino.Model``.

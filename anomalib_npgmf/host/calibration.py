@@ -1,4 +1,4 @@
-"""Calibration of a model on normal images that no branch was fitted on."""
+"""Calibration of a model on held-out normal images, on which no branch was fitted."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """Calibrates a model, and caches the anomaly maps of the branches that gradient descent does not change.
+    """Calibrates a model, and caches the maps of memory bank and composition, which gradient descent does not change.
 
     Memory bank and composition branch are fitted before the first epoch, so their maps of an image are computed once
     per fit, not once per epoch.
 
     Args:
-        model: The model; its merger gets the statistics.
+        model: The model; the statistics are written to its ``merger``.
         normalise: Pre-processing of a batch of images [B, 3, H, W], on the model's device.
 
     Attributes:
@@ -48,15 +48,15 @@ class Calibrator:
         self._fixed: dict[str, dict[str, Tensor]] = {}
 
     def reset(self, images: Any = None) -> None:
-        """Empty the cache for a new fit, which fits all branches anew.
+        """Empty the cache at the start of a fit.
 
         Args:
-            images: Its calibration images, if they are known yet.
+            images: Calibration images of this fit, if they are known yet.
         """
         self.images, self._step, self._fixed = images, -1, {}
 
     def is_due(self, step: int) -> bool:
-        """Whether the number of training steps differs from that of the last call.
+        """Whether training steps were taken since the last call; remembers ``step`` for the next one.
 
         Args:
             step: Number of training steps so far.
@@ -65,7 +65,7 @@ class Calibrator:
         return before != step
 
     def maps(self, image: Tensor, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Raw maps by branch, computed anew only where training may have changed them.
+        """Raw maps by branch; all but the logical one come from the cache once they are known.
 
         Args:
             image: Normalised images, [B, 3, H, W].

@@ -1,4 +1,4 @@
-"""Normal multi-level codebooks: an atrous block, then vector quantisation (paper, section III-A3, eqs. 1 and 2)."""
+"""Codebooks of normal features: an atrous block, then vector quantisation (paper, section III-A3, eqs. 1 and 2)."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from anomalib_npgmf.distributed import rank_offset, sum_over_processes
 from anomalib_npgmf.logical.blocks import make_norm
 from anomalib_npgmf.precision import in_single_precision
 
-_MAX_VECTORS = 20_000  # sample size of k-means; larger samples change the centres less than a new seed
+_MAX_VECTORS = 20_000  # sample size of k-means; a larger one changes the centres less than another seed does
 
 
 def dilations_of(level: int, image_size: tuple[int, int], rule: str) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def dilations_of(level: int, image_size: tuple[int, int], rule: str) -> tuple[in
         >>> dilations_of(3, (256, 256), "map"), dilations_of(3, (128, 128), "map"), dilations_of(3, (128, 128), "level")
         ((6, 12, 18), (2, 4, 6), (6, 12, 18))
     """
-    # Where a dilation exceeds the map only the centre of a kernel counts.
+    # Where a dilation exceeds the map, all taps of a kernel but the centre see padding.
     small = level >= 4 if rule == "level" else min(image_size) >> level < 32
     return (2, 4, 6) if small else (6, 12, 18)
 
@@ -38,9 +38,9 @@ class AtrousBlock(nn.Module):
         in_channels: Channels of the level.
         width: Channels of each parallel branch.
         out_channels: Channels of the result, the dimension of a code.
-        dilations: Dilation of each 3x3 branch; where it reaches the side of the map, only the centre of the kernel
-            counts.
-        norm: See `make_norm`. The pooled branch has none: it holds one value per channel.
+        dilations: Dilation of each 3x3 branch; where it reaches the side of the map, all taps but the
+            centre see padding.
+        norm: See `make_norm`. The pooled branch has none: its map is 1 x 1.
 
     Example:
         >>> AtrousBlock(8, 16, 4, (2, 4), "gn")(torch.zeros(2, 8, 16, 16)).shape
@@ -97,8 +97,8 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = commitment
         self.codes = nn.Parameter(torch.randn(size, dim))
-        # How many vectors, of all processes, chose each code since the last reset; not in the state dict, but
-        # checkpoints have it, see `LogicalBranch.training_state`.
+        # Number of vectors assigned to each code since the last reset, summed over processes; not in the state dict,
+        # but checkpoints have it, see `LogicalBranch.training_state`.
         self.register_buffer("usage", torch.zeros(size), persistent=False)
 
     @in_single_precision
@@ -157,7 +157,8 @@ class Codebook(nn.Module):
         """Set the codes to k-means centres of ``z`` (k-means++ initialisation); deterministic for a seed.
 
         Args:
-            z: Features, [B, d_q, H, W]. Fewer distinct vectors than codes become the codes themselves, repeated.
+            z: Features, [B, d_q, H, W]. If there are fewer distinct vectors than codes, they are used as codes,
+                repeated.
             iterations: Maximum number of iterations of Lloyd's algorithm.
             seed: Random seed.
         """
@@ -175,7 +176,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def renew(self, z: Tensor, generator: torch.Generator, *, restart: bool) -> int:
-        """Replace dead codes by random vectors of ``z`` if ``restart``, and reset the counts.
+        """Replace dead codes by random vectors of ``z`` if ``restart``. In any case the counts are reset.
 
         In a distributed run vectors of all processes are drawn, and all processes get the same codes.
 

@@ -1,4 +1,4 @@
-"""Multi-semantic fusion of decoder features, global context and codes by LeWin blocks (paper, section III-A4)."""
+"""Fusion of decoder features, global context (the text prior) and codes by LeWin blocks (paper, section III-A4)."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class Fusion(nn.Module):
         prior_dim: Channels of the global context; 0 without text prior.
         code_dim: Channels of the codes; 0 if the level has no codebook.
         size: Height and width of the map.
-        mode: ``"proj"`` projects the concatenation to C channels first, ``"concat"`` keeps its width.
+        mode: ``"proj"`` projects the concatenation to C channels first, ``"concat"`` keeps the concatenated width.
         depth: Number of LeWin blocks.
         window: Side of the attention windows.
         head_dim: Channels per attention head.
@@ -70,11 +70,11 @@ class Fusion(nn.Module):
         return F.interpolate(prior, size=self.size, mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor, prior: Tensor | None = None, codes: Tensor | None = None) -> Tensor:
-        """Fuse.
+        """Concatenate or project the inputs, then apply the LeWin blocks.
 
         Args:
             x: Decoder feature, [B, C, H, W].
-            prior: Global context, [1 or B, d_T, s0, s0].
+            prior: Global context, [1 or B, prior_dim, s, s] with s = 1 or larger.
             codes: Quantised features, [B, d_q, H, W].
 
         Returns:

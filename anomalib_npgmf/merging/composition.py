@@ -1,4 +1,4 @@
-"""What the composition adds to the branches' merged map and score; an addition to the paper."""
+"""What the composition adds to the branches' merged map and score."""
 
 import math
 from typing import NamedTuple
@@ -29,22 +29,23 @@ class Merged(NamedTuple):
 class CompositionMerger(nn.Module):
     """Adds the composition to the merged map of the branches; an addition to the paper.
 
-    Both are standardised by mean and standard deviation of the image scores of normal images. The image score is the
-    larger of the two: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the branches' map S and
-    ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is subtracted because
-    s is a maximum over all pixels: normal images reach high values by chance, while damage exceeds them by far.
+    The image score is the larger of two scores, that of the branches and that of the composition, each standardised by
+    mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the
+    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is
+    subtracted because s is a maximum over all pixels, which reaches high values on normal images by chance.
 
-    The map says where the cause is: ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map S', the
-    surplus r and the 0.95 quantile q of the pixels of normal images. ``g = c' - max(s, 0)`` is the lead of the
-    composition over the branches; c' is c of the histograms alone, because the memory bank of regions has no surplus.
-    Where g is positive, pixels with surplus are raised, the more the larger g is. No pixel of the branches is lowered.
+    The merged map is ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map ``S' = (S - mu_S) /
+    sd_S``, the surplus r and the 0.95 quantile q of S' over the pixels of normal images. ``g = c' - max(s, 0)`` is the
+    lead of the composition over the branches; c' is c of the histograms alone, because the memory bank of regions has
+    no surplus. Where g is positive, pixels with surplus are raised, the more the larger g is. No pixel of the branches
+    is lowered.
 
     Attributes:
-        mean: mu_S and mu_C.
-        std: sd_S and sd_C.
+        mean: mu_S and mu_C, of max S and of C over normal images.
+        std: Their standard deviations sd_S and sd_C.
         margins: Standard deviations subtracted from the scores of the branches and of the composition: 0.5 and 0; in
             checkpoints from before version 0.2, 0 and 0.25.
-        normal_level: q, a scalar, standardised.
+        normal_level: q.
 
     Example:
         >>> merger = CompositionMerger()
@@ -53,7 +54,7 @@ class CompositionMerger(nn.Module):
         >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
         >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.5
         2.8284
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * (2.8284 - 0.9142)
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # (2 - 5) / 1.4142 + 45 * 0.1 * (2.8284 - 0.9142)
         [6.4926, 1.4142]
     """
 

@@ -8,7 +8,7 @@ from anomalib_npgmf.merging.composition import CompositionMerger, Merged
 from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
-NORMAL_LEVEL = 0.95  # probability of the quantile of the pixels of normal images
+NORMAL_LEVEL = 0.95  # which quantile of the merged maps of normal images, see `CompositionMerger`
 
 
 class MapMerger(nn.Module):
@@ -30,8 +30,8 @@ class MapMerger(nn.Module):
         output_size: Height and width of the merged map; ``None`` for ``size``.
 
     Attributes:
-        mean: mu of the logical and the structural map.
-        std: Their standard deviation.
+        mean: Mean over all pixels of normal images, of the logical and the structural map, [2].
+        std: Standard deviation of the same, [2].
         composition: Merger of the composition map, see `CompositionMerger`; ``None`` without one.
         calibrated: Whether `calibrate` was called.
 
@@ -97,7 +97,7 @@ class MapMerger(nn.Module):
         self.calibrated.fill_(True)
 
     def require_calibration(self) -> None:
-        """Raise RuntimeError unless the statistics are known: a model gets them at the end of every epoch."""
+        """Raise RuntimeError if the model is not calibrated; it is after every epoch of a training."""
         if not self.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)
@@ -116,7 +116,7 @@ class MapMerger(nn.Module):
             maps: Raw maps by branch, [B, 1, h, w] each.
 
         Returns:
-            [B, 1, *output_size] by branch. The weight is one for a single branch and for a maximum.
+            [B, 1, *output_size] by branch. With a single branch or a maximum the weights are not used.
         """
         return {branch: self._smooth(part) for branch, part in self._weighted(maps).items()}
 
@@ -170,7 +170,7 @@ class MapMerger(nn.Module):
     def calibrated_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Map of each branch on the scale of the merged map, for display.
 
-        With a composition branch, mean and standard deviation of the merged score are applied to each of them, so that
+        With a composition branch, each is standardised by mean and standard deviation of the merged score; therefore
         they do not add up to the merged map.
 
         Args:
@@ -193,8 +193,9 @@ class MapMerger(nn.Module):
         """Merge the maps that are present.
 
         Args:
-            maps: Raw maps, [B, 1, h, w] each, by branch; of the composition its surplus as ``"composition"``, its
-                distances [B] as ``"distance"`` and those of its histograms as ``"count_distance"``.
+            maps: Raw maps of the branches, ``"logical"`` and ``"structural"``, [B, 1, h, w] each; of the composition
+                ``"composition"`` (surplus, [B, 1, h, w]), ``"distance"`` and ``"count_distance"`` (of its
+                histograms alone), [B] each.
 
         Raises:
             ValueError: If there is no map.

@@ -35,7 +35,7 @@ _mapped: WeakSet[mmap.mmap] = WeakSet()
 
 
 class _SPRO(LocoMetric):
-    """AU-sPRO of a stream of anomaly maps; see ``SPRO``."""
+    """AU-sPRO of anomaly maps, accumulated over batches; see ``SPRO``."""
 
     def __init__(self, kind: Kind = "mean", limit: float = 0.05, **kwargs: Any) -> None:
         super().__init__(kind=kind, **kwargs)
@@ -51,7 +51,7 @@ class _SPRO(LocoMetric):
             image_path: B paths.
 
         Raises:
-            ValueError: If the shape is another, or a score is NaN or infinite.
+            ValueError: If the shape is wrong, or a score is NaN or infinite.
         """
         if not has_loco_layout(image_path, CONFIG_NAME, optional=self.optional):
             return
@@ -74,10 +74,10 @@ class _SPRO(LocoMetric):
         self.append(maps, image_path, maps.device)
 
     def compute(self) -> Tensor | None:
-        """Integrate the exact curve over all stored maps, at the original size of the images.
+        """Integrate the curve over all stored maps, without binning of thresholds, at the original size of the images.
 
         Returns:
-            Scalar in [0, 1], or None if there are no images of a kind that is needed.
+            Scalar in [0, 1], or None if there are no good images or none of the anomaly type.
         """
         maps = self.by_path()
         return self.result(_shared_values(maps, self.limit)) if maps else None
@@ -89,24 +89,24 @@ class _SPRO(LocoMetric):
 
 
 class SPRO(AnomalibMetric, _SPRO):  # type: ignore[misc]  # update() takes a batch, as of all anomalib metrics
-    """Area under the saturated per-region overlap curve of MVTec LOCO AD, exact, for any anomalib model.
+    """Area under the saturated per-region overlap curve of MVTec LOCO AD, without binning, for any anomalib model.
 
     Give it to the model's evaluator and test on ``anomalib.data.MVTecLOCO`` or any data module in the same layout: the
-    masks of the single defects and their saturation thresholds are read from ``ground_truth/`` and
+    masks of the individual defects and their saturation thresholds are read from ``ground_truth/`` and
     ``defects_config.json`` next to the images of the batch, and the maps are compared at the original image size. On
     other data it warns once and reports nothing.
 
     For anomalib's evaluator a metric is one value, so logical, structural and mean are three metrics; they share one
     computation. Maps stay at the size the model gave them, 86 MB for 330 maps of 256 x 256, and beyond 512 MB in a
-    temporary file, mapped so that the system drops pages when it needs memory.
+    memory-mapped temporary file.
 
     Args:
         kind: ``"logical"`` (good and logical images), ``"structural"`` (good and structural images), or ``"mean"`` of
             both values.
-        limit: False positive rate up to which to integrate. A small limit is several times faster than 1, as only the
-            highest scores have to be sorted.
+        limit: Upper limit of the integration over the false positive rate; the area is divided by it. A small limit is
+            several times faster than 1, as only the highest scores have to be sorted.
         fields: Batch fields; the default ones fit every anomalib model.
-        prefix: Put before the name under which the value is logged.
+        prefix: Prefix of the name under which the value is logged.
         strict: Whether a batch without anomaly maps is an error.
         **kwargs: Arguments of ``torchmetrics.Metric``.
 

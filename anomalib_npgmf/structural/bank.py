@@ -22,30 +22,30 @@ _SEARCH_BYTES = 64 << 20
 
 
 class MemoryBank(nn.Module):
-    """Coreset of normal patches, collected image by image and searched for the nearest one.
+    """Coreset of normal patches, collected image by image and queried for the nearest neighbour.
 
     Call :meth:`append` for every training image, :meth:`finish` once, and :meth:`search` from then on. The bank is
-    stored relative to its mean, which keeps rounding errors small, and in the order of selection, so that its first
-    rows are the greedy coreset of any smaller size.
+    stored mean-centred, which keeps rounding errors small, and in the order of selection, so that its first k rows
+    are the greedy coreset of size k.
 
     Args:
         coreset_ratio: Fraction of all patches to keep, in (0, 1].
         coreset_method: ``"fast"`` or ``"exact"``, see :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         dtype: Precision of the stored patches, ``torch.float32`` or ``torch.float16``.
         reduce_to: Number of principal components to which bank and queries are reduced, plus one dimension for the
-            norm of the residual; ``None``, or a number not below d, keeps all dimensions.
+            norm of the residual; ``None``, or a number not below the dimension d of a patch, keeps all dimensions.
         whiten: Channels of each level that the patches concatenate, to measure distances in whitened features, see
             `whitening`; ``None`` for Euclidean distances.
         seed: Seed of the coreset selection.
         collect_bytes: Memory for collected patches, bytes; above it every image is first reduced to its own coreset,
             unless ``coreset_ratio`` is 0.25 or more.
-        search_bytes: Memory for the scores of one chunk of queries against the bank, bytes.
+        search_bytes: Memory for the distance matrix of one chunk of queries, bytes.
 
     Attributes:
         embeddings: Bank ``[M, r]`` relative to ``center``, with r = d or ``reduce_to + 1``; ``[0, 0]`` before it is
             built.
         norms: Squared norms of its rows ``[M]``, float32.
-        center: Mean of the bank ``[d]``, float32; with whitening that of all patches.
+        center: Mean of the bank ``[d]``, float32; with whitening the mean of all training patches.
         metric: Whitening matrix W ``[d, d]``, float32: distances are those of ``(x - center) W``; ``[0, 0]`` without.
         basis: Principal components ``[d, reduce_to]``, float32; ``[0, 0]`` without reduction.
 
@@ -113,8 +113,8 @@ class MemoryBank(nn.Module):
     def finish(self, *, progress: bool = False) -> None:
         """Select the coreset of all collected patches, store it as the bank, and free the rest.
 
-        In a distributed run every process must call this, also one without images: rank 0 selects, and all get the same
-        bank.
+        In a distributed run every process must call this, including those without images: rank 0 selects, and all get
+        the same bank.
 
         Args:
             progress: Show a progress bar.
@@ -189,7 +189,7 @@ class MemoryBank(nn.Module):
             progress: Show a progress bar.
 
         Raises:
-            ValueError: If the bank would be empty, or a patch exceeds the range of its precision.
+            ValueError: If the bank would be empty, or a patch overflows the ``dtype`` of the bank.
         """
         size = int(self.coreset_ratio * num_patches)
         if size == 0:
@@ -215,7 +215,7 @@ class MemoryBank(nn.Module):
             patches: Patches ``[M, d]``, float32; `shrink` keeps the first ones.
 
         Raises:
-            ValueError: If a patch exceeds the range of the bank's precision.
+            ValueError: If a patch overflows the ``dtype`` of the bank.
         """
         self.center = patches.mean(dim=0)
         self.metric = patches.new_empty(0, 0)
@@ -236,7 +236,7 @@ class MemoryBank(nn.Module):
         self.norms = self.embeddings.float().square().sum(dim=1)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Complete what was pickled by 0.1, which had no whitening."""
+        """Add the buffers that pickles of version 0.1 lack, which had no whitening."""
         super().__setstate__(state)
         if "metric" not in self._buffers:
             self.whiten = None
