@@ -151,11 +151,11 @@ class CodeHistograms(nn.Module):
 
         The surplus is the relative excess of a code. For code k in a cell it is ``max(0, s - m) / s``, with the share s
         of the cell's patches here and the share m in normal images: one sixth for six objects instead of five, one for
-        an object that never occurs. It is weighted by ``c / max c``, where c is the contribution of the code to the
-        squared distance and the maximum is over all codes, cells and levels of the image, which is small for codes
-        whose share varies among normal images. The value of a patch is the sum over the codes of membership times
-        surplus, averaged over codebooks, sizes and the two finest levels; patches of coarser levels would mark the
-        surroundings as well. A missing object only raises the share of what lies in its place.
+        an object that never occurs. It is weighted by ``c / max c``. The contribution c of the code to the squared
+        distance is small where normal images vary in it; the maximum is over all codes, cells and levels of the image.
+        The value of a patch is the sum over the codes of membership times surplus, averaged over codebooks, sizes and
+        the two finest levels; patches of coarser levels would mark the surroundings as well. A missing object only
+        raises the share of what lies in its place.
 
         Args:
             features: Map [B, C, h, w] of each level.

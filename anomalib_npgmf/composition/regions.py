@@ -81,9 +81,7 @@ class RegionBank(nn.Module):
         self.bank = self._bank()
 
     def _bank(self, patches: int = 0) -> MemoryBank:
-        ratio = (
-            CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0
-        )  # if a tenth is less than one patch, all are kept
+        ratio = CORESET_RATIO if CORESET_RATIO * patches >= 1 else 1.0  # if a tenth is less than one patch, all stay
         return MemoryBank(ratio, whiten=self.channels, collect_bytes=_COLLECT_BYTES)
 
     def collect(self, features: Sequence[Tensor], keys: Sequence[str]) -> None:

@@ -54,7 +54,7 @@ class CompositionMerger(nn.Module):
         >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
         >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.5
         2.8284
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # (2 - 5) / 1.4142 + 45 * 0.1 * (2.8284 - 0.9142)
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * (2.8284 - 0.9142)
         [6.4926, 1.4142]
     """
 
