@@ -27,7 +27,7 @@ class BranchMaps(NamedTuple):
 
     Attributes:
         maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W]; with the latter ``"distance"`` and ``"count_distance"`` of
+            ``"composition"`` [B, 1, H, W]; with the latter ``"composition_score"`` and ``"histogram_score"`` of
             each image, [B], see `CompositionOutput`.
         reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
             without that branch, without ``details``, or where its map was known.
@@ -41,5 +41,5 @@ class BranchMaps(NamedTuple):
 
     def alone(self, part: str) -> dict[str, Tensor]:
         """The entries that `anomalib_npgmf.torch_model.NpgmfModel.merge` needs for one branch alone."""
-        names = (part, "distance", "count_distance") if part == "composition" else (part,)
+        names = (part, "composition_score", "histogram_score") if part == "composition" else (part,)
         return {name: self.maps[name] for name in names}

@@ -194,8 +194,8 @@ class NpgmfModel(nn.Module):
         if self.composition is not None and "composition" not in maps:
             mask_size = self.config.image_size if details else None
             found = self.composition(features.composition, self.merger.size, mask_size)
-            maps |= {"composition": found.anomaly_map, "distance": found.distance}
-            maps["count_distance"] = found.count_distance
+            maps |= {"composition": found.anomaly_map, "composition_score": found.score}
+            maps["histogram_score"] = found.histogram_score
             explanations = found.explanations
         return BranchMaps(maps, reconstruction, explanations)
 

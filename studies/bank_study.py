@@ -85,10 +85,10 @@ def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
 
 
 def distances(pictures: Pictures, branch: CompositionBranch) -> Tensor:
-    """Composition distance of every image, [N]."""
+    """Composition score of every image, [N]."""
     levels = LEVELS if branch.regions is not None or 5 in branch.levels else branch.levels
     blocks = zip(*(pictures.features[level].split(16) for level in levels), strict=True)
-    return torch.cat([branch(block, (8, 8)).distance for block in blocks])
+    return torch.cat([branch(block, (8, 8)).score for block in blocks])
 
 
 def main() -> None:

@@ -65,7 +65,9 @@ def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[
             surplus, plain = (
                 merger.blur(merger.resize(shown)) for shown in (maps["composition"], plain_surplus(net, images))
             )
-            c, counted = (merger.composition.of_distance(maps[name]) for name in ("distance", "count_distance"))
+            c, counted = (
+                merger.composition.of_composition(maps[name]) for name in ("composition_score", "histogram_score")
+            )
             branches = (merger.smoothed({branch: maps[branch]})[branch] for branch in BRANCHES)
             kept.append(Maps(*branches, surplus, plain, c, counted))
         found.append(Maps(*map(torch.cat, zip(*kept, strict=True))))

@@ -42,7 +42,7 @@ def maps_of_parts(
         for batch in loader:
             kinds += [name or Path(path).parts[-2] for path in batch.image_path]
             maps = net.branch_maps(model.pre_processor(batch.image)).maps
-            cell = {"distance": maps["distance"]}
+            cell = {"composition_score": maps["composition_score"]}
             for branch in BRANCHES:
                 plane = net.merger.resize(maps[branch]).double()
                 cell[f"{branch} moments"] = torch.stack([plane.mean((1, 2, 3)), plane.square().mean((1, 2, 3))], 1)
@@ -57,9 +57,9 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
 
     Args:
         maps: Smoothed raw maps [N, H, W] of both branches, their mean and mean square [N, 2] before smoothing, and the
-            composition distances [N].
+            composition scores [N].
         subset: Indices of the images to calibrate on.
-        cv_stats: Count, mean and sum of squared differences of the cross-validated composition distances, see
+        cv_stats: Count, mean and sum of squared differences of the cross-validated composition scores, see
             `CompositionMerger.calibrate`.
     """
     planes, found = {}, {}
@@ -69,12 +69,12 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
         found[branch] = planes[branch].amax((1, 2))
     merged = (planes["logical"] + 3 * planes["structural"]).amax((1, 2))
     found["eq. 11"] = merged
-    distance = maps["distance"].double()
-    own, (count, mean, squares) = distance[subset], cv_stats
+    composed = maps["composition_score"].double()
+    own, (count, mean, squares) = composed[subset], cv_stats
     total = count + len(own)
     centre = (count * mean + own.sum()) / total
     squares += ((own - own.mean()) ** 2).sum() + count * len(own) / total * (mean - own.mean()) ** 2
-    found["composition"] = (distance - centre) / (squares / (total - 1)).sqrt()
+    found["composition"] = (composed - centre) / (squares / (total - 1)).sqrt()
     score = (merged - merged[subset].mean()) / merged[subset].std()
     found["merged"] = (score - BRANCH_MARGIN).maximum(found["composition"])
     return found

@@ -36,17 +36,17 @@ class CompositionOutput(NamedTuple):
     """Result for a batch.
 
     Attributes:
-        distance: Composition score of each image, [B]: the maximum over the histograms and the memory bank of regions
+        score: Composition score of each image, [B]: the maximum over the histograms and the memory bank of regions
             of the standardised distance (a z-score) minus its margin. Negative for typical images.
-        count_distance: The same maximum over the histograms alone, [B].
+        histogram_score: The same maximum over the histograms alone, [B].
         anomaly_map: Surplus, [B, 1, H, W], in [0, 1]: what occurs too often, see `CodeHistograms.forward`; the maximum
             over the histograms.
         explanations: The code that contributes most to each image's distance, or the region, if regions have the
             largest score; empty unless asked for.
     """
 
-    distance: Tensor
-    count_distance: Tensor
+    score: Tensor
+    histogram_score: Tensor
     anomaly_map: Tensor
     explanations: list[Explanation | RegionExplanation]
 
@@ -74,7 +74,7 @@ class CompositionBranch(nn.Module):
         std: Its standard deviation.
         margin: Standard deviations subtracted from each score, [M]: 1 for grids (0.5 in files from before version 0.2),
             0 for the others.
-        cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition distances
+        cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition scores
             of the training images, [3]. Calibration pools them with those of the few calibration images.
 
     Example:
@@ -86,7 +86,7 @@ class CompositionBranch(nn.Module):
         ...     branch.collect([scene(8 + number % 3)], [f"{number:03d}"], torch.zeros(1, 3, 64, 64))
         >>> branch.finish()
         >>> output = branch([torch.cat([scene(9), scene(30)])], size=(16, 16), mask_size=(8, 8))
-        >>> bool(output.distance[0] < 1 and output.distance[1] > 5), output.anomaly_map.shape
+        >>> bool(output.score[0] < 1 and output.score[1] > 5), output.anomaly_map.shape
         (True, torch.Size([2, 1, 16, 16]))
         >>> output.explanations[1].level, tuple(output.explanations[1].mask.shape)
         (3, (8, 8))
@@ -175,7 +175,7 @@ class CompositionBranch(nn.Module):
     def forward(
         self, features: Sequence[Tensor], size: tuple[int, int], mask_size: tuple[int, int] | None = None
     ) -> CompositionOutput:
-        """Compute distance and map.
+        """Compute score and map.
 
         Args:
             features: Map [B, C, h, w] of each level.

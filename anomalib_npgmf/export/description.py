@@ -26,7 +26,7 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         if module.settings.branches in ("both", branch)
     }
     if merger.composition is not None:
-        # Of the branches' image scores and of the composition distances, see CompositionMerger.
+        # Of the branches' image scores and of the composition scores, see CompositionMerger.
         means, stds = merger.composition.mean.tolist(), merger.composition.std.tolist()
         statistics["branches"] = {"mean": means[0], "std": stds[0]}
         level = merger.composition.normal_level.item()

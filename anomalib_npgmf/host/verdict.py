@@ -142,7 +142,7 @@ def verdicts_of(module: Any, batch: Any) -> list[Verdict]:
 
 
 def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Image score of each branch alone: the maximum of its term; of the composition its standardised distance.
+    """Image score of each branch alone: the maximum of its term; of the composition its standardised score.
 
     Args:
         merger: A calibrated merger.
@@ -157,10 +157,10 @@ def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]
         >>> part_scores(merger, {"logical": torch.full((1, 1, 64, 64), 2.0)})
         {'logical': tensor([2.])}
     """
-    if merger.composition is None or "distance" not in maps:
+    if merger.composition is None or "composition_score" not in maps:
         return {name: part.amax(dim=(1, 2, 3)) for name, part in merger.calibrated_maps(maps).items()}
     scores = {name: merger.composition.of_peaks(part.amax((1, 2, 3))) for name, part in merger.smoothed(maps).items()}
-    return scores | {"composition": merger.composition.of_distance(maps["distance"])}
+    return scores | {"composition": merger.composition.of_composition(maps["composition_score"])}
 
 
 def scores_of_calibration(post: Any) -> list[float]:

@@ -45,7 +45,9 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     scores, peaks = merged.flatten(1).max(dim=1)
     by_composition = torch.zeros_like(scores, dtype=torch.bool)
     if merger.composition is not None:
-        by_composition = merger.composition.of_distance(maps["distance"]) >= merger.composition.of_peaks(scores)
+        by_composition = merger.composition.of_composition(maps["composition_score"]) >= merger.composition.of_peaks(
+            scores
+        )
     return [
         "composition" if composed else max(parts, key=lambda name: float(parts[name][index, peak]))
         for index, (peak, composed) in enumerate(zip(peaks.tolist(), by_composition.tolist(), strict=True))

@@ -20,7 +20,7 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
         merger: The merger to calibrate.
         batches: Raw maps by part as `MapMerger.forward` takes them, of normal images that no branch was fitted on;
             in a distributed run this process's share.
-        cv_stats: Cross-validated composition distances, see `anomalib_npgmf.composition.CompositionBranch`.
+        cv_stats: Cross-validated composition scores, see `anomalib_npgmf.composition.CompositionBranch`.
 
     Raises:
         ValueError: If a map is constant or not finite.
@@ -45,10 +45,10 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
             merged = merger.merge_branches(maps)
             assert merged is not None
             pixels = merged[..., ::_STEP, ::_STEP].flatten(1).cpu()
-            found += zip(merged.amax((1, 2, 3)).tolist(), maps["distance"].tolist(), pixels, strict=True)
-        scores, distances, samples = zip(*gather_list(found), strict=True)
+            found += zip(merged.amax((1, 2, 3)).tolist(), maps["composition_score"].tolist(), pixels, strict=True)
+        scores, composition_scores, samples = zip(*gather_list(found), strict=True)
         level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_LEVEL))
-        peaks, composed = (torch.tensor(values, device="cpu") for values in (scores, distances))
+        peaks, composed = (torch.tensor(values, device="cpu") for values in (scores, composition_scores))
         merger.composition.calibrate(peaks, composed, cv_stats, normal_level=level)
 
 

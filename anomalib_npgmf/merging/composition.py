@@ -31,7 +31,7 @@ class CompositionMerger(nn.Module):
 
     The image score is the larger of two scores, that of the branches and that of the composition, each standardised by
     mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the
-    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition distance C. Half a standard deviation is
+    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition score C. Half a standard deviation is
     subtracted because s is a maximum over all pixels, which reaches high values on normal images by chance.
 
     The merged map is ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map ``S' = (S - mu_S) /
@@ -71,21 +71,21 @@ class CompositionMerger(nn.Module):
         self.register_buffer("normal_level", torch.tensor(0.0))
 
     def calibrate(
-        self, scores: Tensor, distances: Tensor, cv_stats: Tensor | None = None, *, normal_level: float
+        self, scores: Tensor, composition_scores: Tensor, cv_stats: Tensor | None = None, *, normal_level: float
     ) -> None:
         """Set mean, standard deviation and the quantile of normal pixels.
 
         Args:
             scores: Maxima of the branches' merged maps on calibration images, not standardised, [N].
-            distances: Composition distances of the same images, [N].
-            cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated distances of the
-                training images, [3]; they are pooled with ``distances``.
+            composition_scores: Composition scores of the same images, see `CompositionOutput`, [N].
+            cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated scores of the
+                training images, [3]; they are pooled with ``composition_scores``.
             normal_level: Quantile 0.95 of the pixels of the branches' merged maps, not yet standardised.
 
         Raises:
             ValueError: If a score is NaN or infinite.
         """
-        for index, values in enumerate((scores, distances)):
+        for index, values in enumerate((scores, composition_scores)):
             statistics = MapStatistics()
             statistics.update(values)
             if index == 1 and cv_stats is not None:
@@ -100,21 +100,23 @@ class CompositionMerger(nn.Module):
             self.mean[index], self.std[index] = statistics.mean, max(std, floor)
         self.normal_level.fill_((normal_level - float(self.mean[0])) / float(self.std[0]))
 
-    def forward(self, branches: Tensor | None, surplus: Tensor, distance: Tensor, count_distance: Tensor) -> Merged:
+    def forward(
+        self, branches: Tensor | None, surplus: Tensor, composition_score: Tensor, histogram_score: Tensor
+    ) -> Merged:
         """Merge the composition with the map of the branches.
 
         Args:
             branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.
             surplus: Smoothed surplus, [B, 1, H, W], in [0, 1].
-            distance: Composition distances, [B].
-            count_distance: Those of the histograms, [B].
+            composition_score: Composition scores, [B].
+            histogram_score: Those of the histograms, [B].
         """
-        composed = self.of_distance(distance)
+        composed = self.of_composition(composition_score)
         if branches is None:
-            return Merged(composed, self.of_surplus(surplus, count_distance))
+            return Merged(composed, self.of_surplus(surplus, histogram_score))
         standardised = self.of_branches(branches)
         score = self.of_peaks(branches.amax(dim=(1, 2, 3)))
-        shown = standardised.minimum(self.normal_level) + self.of_surplus(surplus, count_distance, score)
+        shown = standardised.minimum(self.normal_level) + self.of_surplus(surplus, histogram_score, score)
         return Merged(score.maximum(composed), standardised.maximum(shown))
 
     def of_branches(self, merged: Tensor) -> Tensor:
@@ -125,19 +127,19 @@ class CompositionMerger(nn.Module):
         """Image scores of the branches, any shape, from the maxima of their merged maps."""
         return self.of_branches(peaks) - self.margins[0]
 
-    def of_distance(self, distance: Tensor) -> Tensor:
-        """Image scores of the composition, any shape, from its distances."""
-        return (distance - self.mean[1]) / self.std[1] - self.margins[1]
+    def of_composition(self, score: Tensor) -> Tensor:
+        """Image scores of the composition, any shape: its scores, standardised."""
+        return (score - self.mean[1]) / self.std[1] - self.margins[1]
 
-    def of_surplus(self, surplus: Tensor, count_distance: Tensor, branches: Tensor | None = None) -> Tensor:
+    def of_surplus(self, surplus: Tensor, histogram_score: Tensor, branches: Tensor | None = None) -> Tensor:
         """What the composition adds to the standardised map, [B, 1, H, W].
 
         Args:
             surplus: Smoothed surplus, [B, 1, H, W].
-            count_distance: Composition distances of the histograms, [B].
+            histogram_score: Composition scores of the histograms alone, [B].
             branches: Image scores of the branches, [B]; ``None`` without branches.
         """
-        lead = self.of_distance(count_distance)
+        lead = self.of_composition(histogram_score)
         if branches is not None:
             lead = lead - branches.relu()
         return SURPLUS_WEIGHT * lead.relu().clamp_max(LARGEST_LEAD).view(-1, 1, 1, 1) * surplus

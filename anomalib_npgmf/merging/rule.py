@@ -185,7 +185,7 @@ class MapMerger(nn.Module):
             score = None if merged is None else self.composition.of_peaks(merged.amax(dim=(1, 2, 3)))
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
             surplus = self._smooth(self.resize(maps["composition"]))
-            parts["composition"] = self.composition.of_surplus(surplus, maps["count_distance"], score)
+            parts["composition"] = self.composition.of_surplus(surplus, maps["histogram_score"], score)
         return parts
 
     @in_single_precision
@@ -194,7 +194,7 @@ class MapMerger(nn.Module):
 
         Args:
             maps: Raw maps of the branches, ``"logical"`` and ``"structural"``, [B, 1, h, w] each; of the composition
-                ``"composition"`` (surplus, [B, 1, h, w]), ``"distance"`` and ``"count_distance"`` (of its
+                ``"composition"`` (surplus, [B, 1, h, w]), ``"composition_score"`` and ``"histogram_score"`` (of its
                 histograms alone), [B] each.
 
         Raises:
@@ -203,7 +203,7 @@ class MapMerger(nn.Module):
         merged = self.merge_branches(maps)
         if self.composition is not None and "composition" in maps:
             surplus = self._smooth(self.resize(maps["composition"]))
-            found: Merged = self.composition(merged, surplus, maps["distance"], maps["count_distance"])
+            found: Merged = self.composition(merged, surplus, maps["composition_score"], maps["histogram_score"])
             return found
         if merged is None:
             msg = f"There is nothing to merge among {sorted(maps)}; give a map of a branch."

@@ -36,7 +36,7 @@ def branch() -> CompositionBranch:
 
 def _distance(branch: CompositionBranch, bolts: int, washers: int) -> torch.Tensor:
     images = torch.cat([_scene(bolts, washers, 1000 + seed)[0] for seed in range(8)])
-    return branch([images], (SIDE, SIDE)).distance
+    return branch([images], (SIDE, SIDE)).score
 
 
 @pytest.mark.parametrize(("bolts", "washers"), [(3, 6), (5, 6), (4, 5), (4, 7)])
@@ -47,7 +47,7 @@ def test_one_part_too_few_or_too_many(branch: CompositionBranch, bolts: int, was
 def test_places_do_not_matter(branch: CompositionBranch) -> None:
     features, _ = _scene(4, 6, 77)
     shuffled = features.flatten(2)[..., torch.randperm(SIDE * SIDE)].view_as(features)
-    first, second = (branch([f], (SIDE, SIDE)).distance for f in (features, shuffled))
+    first, second = (branch([f], (SIDE, SIDE)).score for f in (features, shuffled))
     assert torch.allclose(first, second, atol=1e-4)
 
 
@@ -64,7 +64,7 @@ def test_where_a_part_is_missing_the_background_stays_dark(branch: CompositionBr
     """There is a little more background than normal, and that little is what it shows."""
     features, _ = _scene(0, 6, 6)
     output = branch([features], (SIDE, SIDE))
-    assert output.distance[0] > 2
+    assert output.score[0] > 2
     assert output.anomaly_map.max() < 0.25
 
 
@@ -98,7 +98,7 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
 
 def test_image_of_equal_patches_is_surplus_as_a_whole(branch: CompositionBranch) -> None:
     output = branch([torch.zeros(1, 3, SIDE, SIDE)], (SIDE, SIDE))
-    assert output.distance[0] > 2
+    assert output.score[0] > 2
     torch.testing.assert_close(output.anomaly_map, output.anomaly_map.mean().expand_as(output.anomaly_map))
 
 
@@ -135,7 +135,7 @@ def test_held_out_distances_are_those_from_the_other_images(branch: CompositionB
     assert squares == pytest.approx(29, rel=1e-3)
     unseen = torch.cat([_scene(4, 6, 1000 + seed)[0] for seed in range(60)])
     seen = torch.cat([_scene(4, 6, seed)[0] for seed in range(30)])
-    far, near = (branch([images], (SIDE, SIDE)).distance.mean().item() for images in (unseen, seen))
+    far, near = (branch([images], (SIDE, SIDE)).score.mean().item() for images in (unseen, seen))
     assert near < mean
     assert abs(far - mean) < 0.5
 

@@ -42,7 +42,7 @@ def test_wrong_partner_is_seen_by_the_grid_alone(branch: CompositionBranch) -> N
     whole, cells = ([part([images], (SIDE, SIDE))[0] for images in (normal, mixed)] for part in branch.histograms)
     assert cells[1].min() > cells[0].max()
     assert whole[1].mean() < whole[0].mean()  # half of each lies between the two normal cases
-    distances = [branch([images], (SIDE, SIDE)).distance for images in (normal, mixed)]
+    distances = [branch([images], (SIDE, SIDE)).score for images in (normal, mixed)]
     assert distances[1].min() > distances[0].max()
 
 
@@ -52,7 +52,7 @@ def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch)
     squared = torch.stack([part([images], (SIDE, SIDE))[0] for part in branch.histograms])
     unit = (squared.sqrt() - branch.mean[:, None]) / branch.std[:, None]
     expected = torch.maximum(unit[0], unit[1] - GRID_MARGIN)
-    assert torch.allclose(output.distance, expected, atol=1e-4)
+    assert torch.allclose(output.score, expected, atol=1e-4)
     surplus = torch.stack([part([images], (SIDE, SIDE)).surplus for part in branch.histograms])
     assert torch.equal(output.anomaly_map, surplus.amax(dim=0))
 
@@ -152,13 +152,13 @@ def test_few_training_images(count: int) -> None:
     assert output.anomaly_map.isfinite().all()
     if count < 4:
         whole = branch.histograms[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
-        assert torch.allclose(output.distance, whole)
+        assert torch.allclose(output.score, whole)
         assert torch.equal(output.anomaly_map, branch.histograms[0]([good], (SIDE, SIDE)).surplus)
     else:
-        assert output.distance.median() < 4
+        assert output.score.median() < 4
     if count == 10:
         swapped = torch.cat([_pair(2, 1, 400 + seed) for seed in range(20)])
-        assert branch([swapped], (SIDE, SIDE)).distance.median() > 2 * output.distance.median()
+        assert branch([swapped], (SIDE, SIDE)).score.median() > 2 * output.score.median()
 
 
 def test_reduced_precision_around_it_changes_nothing(branch: CompositionBranch) -> None:

@@ -16,7 +16,7 @@ from anomalib_npgmf.merging.composition import CompositionMerger
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
 
-COMPOSED = {"composition", "distance", "count_distance"}
+COMPOSED = {"composition", "composition_score", "histogram_score"}
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
@@ -26,7 +26,7 @@ def test_composition_alone_and_nothing() -> None:
     merger.composition.calibrate(torch.ones(3), torch.tensor([0.5, 1.0, 1.5]), normal_level=0.0)
     surplus = torch.rand(2, 1, 16, 16)
     distance = torch.tensor([2.0, 1.0])
-    alone = merger({"composition": surplus, "distance": distance, "count_distance": distance})
+    alone = merger({"composition": surplus, "composition_score": distance, "histogram_score": distance})
     assert alone.scores.tolist() == pytest.approx([2.0, 0.0])
     torch.testing.assert_close(alone.maps, 45 * 2.0 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="nothing to merge"):

@@ -104,7 +104,7 @@ def test_score_is_standardised() -> None:
     unseen = features(4, 9)
     assert branch.regions is not None
     expected = (branch.regions(unseen[1:]).amax((1, 2, 3)) - branch.mean[2]) / branch.std[2]
-    torch.testing.assert_close(branch(unseen, (16, 16)).distance, expected)
+    torch.testing.assert_close(branch(unseen, (16, 16)).score, expected)
 
 
 def test_a_new_region_is_found_and_explained() -> None:
@@ -112,7 +112,7 @@ def test_a_new_region_is_found_and_explained() -> None:
     levels = features(2, 5)
     levels[1][1, :, 6:, :2] += 8.0
     output = branch(levels, (32, 32), (64, 64))
-    assert output.distance[1] > output.distance[0] + 5
+    assert output.score[1] > output.score[0] + 5
     usual, found = output.explanations
     assert isinstance(found, RegionExplanation)
     assert found.place == "lower left"
@@ -210,4 +210,4 @@ def test_files_of_before_have_no_regions() -> None:
     restored = CompositionBranch.__new__(CompositionBranch)
     restored.__setstate__(state)
     levels = features(2, 5)[:1]
-    assert torch.equal(restored(levels, (16, 16)).distance, branch(levels, (16, 16)).distance)
+    assert torch.equal(restored(levels, (16, 16)).score, branch(levels, (16, 16)).score)

@@ -153,8 +153,8 @@ def test_which_branch_dominates_and_on_what_scale() -> None:
         "logical": torch.cat([spot(4, 4, 11.0), spot(4, 4, 11.0), spot(4, 4, 11.0)]),
         "structural": torch.cat([spot(40, 40, 3.0), spot(4, 4, 7.0), spot(40, 40, 3.0)]),
         "composition": torch.cat([spot(0, 0, 1.0) - 1, spot(0, 0, 2.0) - 1, spot(0, 0, 2.0) - 1]),
-        "distance": torch.tensor([9.0, 9.0, 13.0]),
-        "count_distance": torch.tensor([9.0, 9.0, 13.0]),
+        "composition_score": torch.tensor([9.0, 9.0, 13.0]),
+        "histogram_score": torch.tensor([9.0, 9.0, 13.0]),
     }
     # in sd: branches 9, 27 and 9 at their peaks, and 0.5 sd less; composition 7, 7 and 11
     assert dominant_part(merger, maps) == ["logical", "structural", "composition"]

@@ -23,7 +23,7 @@ def composed(level: float = 0.0) -> MapMerger:
 
 def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of a composition without regions."""
-    return {"distance": values, "count_distance": values}
+    return {"composition_score": values, "histogram_score": values}
 
 
 def test_the_larger_score_counts() -> None:
@@ -40,12 +40,14 @@ def test_a_region_raises_the_score_and_leaves_the_map() -> None:
     maps = {"logical": torch.zeros(1, 1, 32, 32), "composition": torch.ones(1, 1, 32, 32)}
     merger, counted = composed(), torch.tensor([40.0])
     without = merger(maps | distances(counted))
-    merged = merger(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})
+    merged = merger(maps | {"composition_score": torch.tensor([80.0]), "histogram_score": counted})
     assert merged.scores.item() == pytest.approx(6.0)
     assert without.scores.item() == pytest.approx(2.0)
     assert torch.equal(merged.maps, without.maps)
     assert torch.equal(
-        merger.calibrated_maps(maps | {"distance": torch.tensor([80.0]), "count_distance": counted})["composition"],
+        merger.calibrated_maps(maps | {"composition_score": torch.tensor([80.0]), "histogram_score": counted})[
+            "composition"
+        ],
         merger.calibrated_maps(maps | distances(counted))["composition"],
     )
 
@@ -108,5 +110,7 @@ def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition
         assert torch.equal(merged.maps, branches)
     else:
         assert merger.composition.mean[0].item() == pytest.approx(peaks.mean().item(), rel=1e-5)
-        expected = torch.maximum(merger.composition.of_peaks(peaks), merger.composition.of_distance(maps["distance"]))
+        expected = torch.maximum(
+            merger.composition.of_peaks(peaks), merger.composition.of_composition(maps["composition_score"])
+        )
         assert torch.equal(merged.scores, expected)
