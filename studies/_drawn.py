@@ -24,9 +24,12 @@ from torch import Tensor
 from anomalib_npgmf import LOCO, Npgmf, SyntheticLOCO
 from anomalib_npgmf.backbone.network import Backbone
 from anomalib_npgmf.backbone.resize import AntialiasedResize
+from anomalib_npgmf.composition import CompositionConfig
+from anomalib_npgmf.composition.model import GRID_MARGIN
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
+from anomalib_npgmf.merging.composition import BRANCH_MARGIN, LARGEST_LEAD, SURPLUS_WEIGHT
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
@@ -215,6 +218,8 @@ def collect(
         extra: What else the results file holds.
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
+    rule = [GRID_MARGIN, BRANCH_MARGIN, SURPLUS_WEIGHT, LARGEST_LEAD]
+    settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
     former = result.get("settings", settings)
     if former != settings:
         raise SystemExit(f"{args.out / name}.json was measured with {former}, not {settings}; give another --out.")

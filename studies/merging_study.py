@@ -131,14 +131,15 @@ def rules(test: Maps, normal: Maps) -> dict[str, tuple[Tensor, Tensor]]:
         "as in the model": {},
         "weight 10": {"weight": 10.0},
         "weight 20": {"weight": 20.0},
-        "weight 40": {"weight": 40.0},
-        "lead up to 3": {"cap": 3.0},
+        "weight 30": {"weight": 30.0},
+        "weight 60": {"weight": 60.0},
+        "lead up to 6": {"cap": 6.0},
         "lead without bound": {"cap": torch.inf},
         "score of the composition for its lead": {"over": 0.0},
         "quantile 0.9": {"level": 0.9},
         "quantile 0.98": {"level": 0.98},
         "surplus not weighted, weight 5": {"weight": 5.0, "surplus": test.plain},
-        "surplus not weighted, weight 30": {"surplus": test.plain},
+        "surplus not weighted, weight 30": {"weight": 30.0, "surplus": test.plain},
     }.items():
         found[f"map: {name}"] = chosen, marked(**plan)
     return found

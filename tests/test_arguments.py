@@ -102,7 +102,10 @@ def test_every_field_holds_a_value_or_says_why_not(room: str, name: str) -> None
             {"composition": {"grids": [1000]}},
             r"composition.grids must be a list.* from 2 to 64, no two alike, not \[1000\]",
         ),
-        ({"composition": {"grids": [64]}}, "composition.grids .* takes too much memory; lower either for at most 8192"),
+        (
+            {"composition": {"grids": [64], "grid_codebook_sizes": [8]}},
+            "composition.grids .* takes too much memory; lower either for at most 8192",
+        ),
         ({"composition": {"codebook_sizes": 8}}, "composition.codebook_sizes must be a list"),
     ],
 )

@@ -22,13 +22,14 @@ class CompositionConfig:
         grids: Cells per side of each grid; n stands for a histogram in each of n x n cells.
         grid_codebook_sizes: Number of codes of the histograms of each grid, or one number for all grids; empty for
             ``512 / n^3``, at least 2, for a grid of n x n: 64 for 2 x 2, 8 for 4 x 4. Many codes separate
-            colours; with more cells fewer codes are needed for the covariance to be estimated.
+            colours; the more cells, the fewer codes, so that the covariance can be estimated.
         region_levels: Backbone levels of the memory bank of regions, see
             `anomalib_npgmf.composition.regions.RegionBank`; empty for no such bank.
 
     Raises:
         TypeError: If a value is of another type.
-        ValueError: If a value is out of range, or the covariances of the grids would take too much memory.
+        ValueError: If a value is out of range, there are neither as many ``grid_codebook_sizes`` as grids nor one, or
+            the covariances of the grids would take too much memory.
 
     Example:
         >>> CompositionConfig(levels=[4, 3]).levels

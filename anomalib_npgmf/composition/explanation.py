@@ -14,7 +14,7 @@ from anomalib_npgmf.composition.histogram import Evidence
 
 
 class Explanation(NamedTuple):
-    """The code that contributes most to an image's composition distance.
+    """The code that contributes most to the squared distance of an image's histogram.
 
     Attributes:
         level: Backbone level of the code.

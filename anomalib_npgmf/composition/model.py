@@ -72,7 +72,7 @@ class CompositionBranch(nn.Module):
         mean: Mean distance of normal images, one value per histogram (whole image, then grids), then that of the
             regions, [M], from cross-validation over the training images.
         std: Its standard deviation.
-        margin: Standard deviations subtracted from each score, [M]: 1 for grids (0.5 in files from before version 0.2),
+        margin: Standard deviations subtracted from each score, [M]: 1 for grids (0.5 in files that do not store it),
             0 for the others.
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition scores
             of the training images, [3]. Calibration pools them with those of the few calibration images.
@@ -183,7 +183,7 @@ class CompositionBranch(nn.Module):
             mask_size: Height and width of the masks of explanations; ``None`` for no explanations.
 
         Returns:
-            Distances and maps.
+            Scores, maps and explanations.
         """
         surplus, distances = [], []
         evidence: list[list[Evidence]] = []

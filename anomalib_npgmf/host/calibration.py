@@ -48,15 +48,17 @@ class Calibrator:
         self._fixed: dict[str, dict[str, Tensor]] = {}
 
     def reset(self, images: Any = None) -> None:
-        """Empty the cache at the start of a fit.
+        """Empty the cache, for a new fit or other calibration images.
 
         Args:
-            images: Calibration images of this fit, if they are known yet.
+            images: The calibration images, if they are known yet.
         """
         self.images, self._step, self._fixed = images, -1, {}
 
     def is_due(self, step: int) -> bool:
         """Whether training steps were taken since the last call; remembers ``step`` for the next one.
+
+        The first call after `reset` says yes.
 
         Args:
             step: Number of training steps so far.

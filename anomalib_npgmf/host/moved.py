@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -30,6 +30,9 @@ _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "Doub
 # and a level of -inf, so that the composition leaves the map of the branches unchanged.
 _MERGER: Final = {"margins": [0.0, 0.25], "normal_level": -torch.inf}
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
+FORMER_COMPOSITION: Final = MappingProxyType(
+    {"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,), "region_levels": ()}
+)
 _GRID_MARGIN: Final = 0.5  # of each grid, where a file does not store the margins of the composition
 
 
@@ -84,6 +87,8 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
     if merger is not None:
         for name, value in _MERGER.items():
             merger._buffers.setdefault(name, torch.tensor(value, device=merger.mean.device))
+    if composition is not None:
+        composition._non_persistent_buffers_set.discard("margin")
     for entries in () if composition is None else (composition._modules, composition._buffers):
         for old, new in _COMPOSITION.items():
             if old in entries:
@@ -110,19 +115,30 @@ def former_choices(settings: ModelConfig) -> ModelConfig:
     """
     logical = settings.logical
     blocks = 3 if logical.decoder_blocks == PRESETS["literal"].logical.decoder_blocks else logical.decoder_blocks
-    composition = settings.composition
-    if composition is not None:
-        small = composition.levels == COMPOSITIONS["small"].levels
-        composition = replace(
-            composition,
-            region_levels=(),
-            levels=(3, 4) if small else composition.levels,
-            grids=(2, 3) if composition.grids == CompositionConfig().grids else composition.grids,
-            grid_codebook_sizes=composition.grid_codebook_sizes or (32,),
-        )
     return replace(
         settings,
         logical=replace(logical, dilations="level", rectify_embedding=False, decoder_blocks=blocks),
         structural=replace(settings.structural, whiten=False, neighbourhood=(3,)),
-        composition=composition,
     )
+
+
+def former_composition(settings: ModelConfig) -> ModelConfig:
+    """Settings whose composition has the defaults of before version 0.2 where it has those of today.
+
+    Args:
+        settings: Resolved settings of a model whose file does not tell the arguments of its training.
+
+    Example:
+        >>> former_composition(PRESETS["plus"]).composition.codes_of_grids
+        (32, 32)
+    """
+    composition = settings.composition
+    if composition is None:
+        return settings
+    today = [vars(config) for config in (CompositionConfig(), COMPOSITIONS["small"])]
+    former: dict[str, Any] = {
+        name: value
+        for name, value in FORMER_COMPOSITION.items()
+        if any(getattr(composition, name) == defaults[name] for defaults in today)
+    }
+    return replace(settings, composition=replace(composition, **former))

@@ -12,7 +12,7 @@ from anomalib_npgmf.host.calibration import Calibrator
 from anomalib_npgmf.host.checkpoint import check_checkpoint
 from anomalib_npgmf.host.compat import keep_antialiasing
 from anomalib_npgmf.host.fit import restore_category
-from anomalib_npgmf.host.moved import former_choices, rename_tensors
+from anomalib_npgmf.host.moved import FORMER_COMPOSITION, former_choices, former_composition, rename_tensors
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -68,7 +68,7 @@ def take_configuration(module: "Npgmf", checkpoint: Mapping[str, Any], metadata:
         settings = model_config(metadata["configuration"], metadata["version"])
         check_given(given, settings, metadata["preset"], metadata["prompt"])
     else:
-        settings = former_choices(_before_0_2(given, stored, metadata) or module.settings)
+        settings = former_choices(_before_0_2(given, stored, metadata) or former_composition(module.settings))
     _disable_components(module, checkpoint.get("anomalib_components_enabled"))
     if not given.get("preset"):
         module.preset = metadata["preset"]
@@ -156,12 +156,20 @@ def _disagreements(given: Mapping[str, Any], settings: ModelConfig) -> Iterator[
     if wanted is not None and (wanted is not False) != (settings.composition is not None):
         yield f"composition {settings.composition is not None} (not {wanted is not False})"
     elif isinstance(wanted, Mapping):
-        for name, value in wanted.items():
-            yield from _compare(settings.composition, name, value, "composition.")
+        assert settings.composition is not None
+        other = replace(settings.composition, **{"grid_codebook_sizes": (), **wanted})
+        alike = other.codes_of_grids == settings.composition.codes_of_grids  # perhaps in other words
+        for name in wanted:
+            if not (alike and name == "grid_codebook_sizes"):
+                yield from _differs(settings.composition, other, name, "composition.")
 
 
 def _compare(config: Any, name: str, value: Any, prefix: str = "") -> Iterator[str]:
-    stored, wanted = getattr(config, name), getattr(replace(config, **{name: value}), name)
+    yield from _differs(config, replace(config, **{name: value}), name, prefix)
+
+
+def _differs(config: Any, other: Any, name: str, prefix: str) -> Iterator[str]:
+    stored, wanted = getattr(config, name), getattr(other, name)
     if _plain(stored) != _plain(wanted):
         yield f"{prefix}{name} {stored!r} (not {wanted!r})"
 
@@ -183,8 +191,14 @@ def _before_0_2(given: Mapping[str, Any], stored: Mapping[str, Any], metadata: M
     }
     logical, structural = ({**(stored.get(part) or {}), **given.get(part, {})} for part in _BRANCHES)
     overrides = {name: arguments.get(name) for name in OVERRIDABLE}
+    composition = arguments.get("composition", arguments.get("preset") == "plus")
+    if composition:
+        choices: list[Any] = [FORMER_COMPOSITION, stored.get("composition"), composition]
+        composition = {
+            name: value for chosen in choices if isinstance(chosen, Mapping) for name, value in chosen.items()
+        }
     try:
-        return resolve(arguments["preset"], overrides, logical, structural, arguments.get("composition"))
+        return resolve(arguments["preset"], overrides, logical, structural, composition)
     except (ValueError, TypeError, KeyError):
         return None
 

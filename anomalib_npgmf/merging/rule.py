@@ -97,7 +97,7 @@ class MapMerger(nn.Module):
         self.calibrated.fill_(True)
 
     def require_calibration(self) -> None:
-        """Raise RuntimeError if the model is not calibrated; it is after every epoch of a training."""
+        """Raise RuntimeError if the model is not calibrated; training calibrates it after every epoch."""
         if not self.calibrated:
             msg = "This Npgmf model has not been trained: fit it or load a checkpoint (ckpt_path) first."
             raise RuntimeError(msg)

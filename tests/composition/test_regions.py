@@ -11,7 +11,7 @@ from anomalib_npgmf.composition import CompositionBranch, CompositionConfig, Exp
 from anomalib_npgmf.composition.histogram import CodeHistograms
 from anomalib_npgmf.composition.regions import RegionBank, explain_region
 from anomalib_npgmf.config import resolve
-from anomalib_npgmf.host.moved import former_choices
+from anomalib_npgmf.host.moved import former_choices, former_composition
 from anomalib_npgmf.structural.whitening import whitening
 
 CONFIG = CompositionConfig(
@@ -196,13 +196,13 @@ def test_preset_small_has_regions_and_plus_has_none() -> None:
 
 def test_files_of_before_have_no_regions() -> None:
     """Of version 0.1, whose files name no configuration; and a module that was pickled without them."""
-    former = former_choices(resolve("small", {}, composition=True))
+    former = former_composition(former_choices(resolve("small", {}, composition=True)))
     assert former.composition == CompositionConfig(grids=(2, 3), grid_codebook_sizes=(32,))
     assert (former.structural.whiten, former.structural.neighbourhood) == (False, (3,))
-    assert former_choices(resolve("small", {}, composition={"levels": (4,)})).composition == CompositionConfig(
+    assert former_composition(resolve("small", {}, composition={"levels": (4,)})).composition == CompositionConfig(
         levels=(4,), grids=(2, 3), grid_codebook_sizes=(32,)
     )
-    assert former_choices(resolve("small", {})).composition is None
+    assert former_composition(resolve("small", {})).composition is None
     branch = fitted(config=CompositionConfig(**{**CONFIG.__dict__, "region_levels": ()}))
     state = branch.__getstate__()
     for name in ("_counted", "_regions", "regions"):

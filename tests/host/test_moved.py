@@ -52,6 +52,8 @@ def test_pickled_composition_of_before() -> None:
     branch = model.model.composition
     assert branch is not None
     branch._modules["readings"] = branch._modules.pop("histograms")
+    branch._non_persistent_buffers_set.add("margin")
+    branch.margin.fill_(0.5)
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
     merger = model.model.merger.composition
     assert merger is not None
@@ -59,6 +61,7 @@ def test_pickled_composition_of_before() -> None:
     restored = pickle.loads(pickle.dumps(model))
     assert isinstance(restored, Npgmf)
     assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
+    assert restored.model.composition.margin.tolist() == [0.5] * 4  # as it was, and stored from now on
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 
 

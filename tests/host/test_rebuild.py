@@ -11,9 +11,10 @@ from anomalib.deploy import ExportType
 from anomalib.post_processing import PostProcessor
 
 from anomalib_npgmf import Npgmf, config
-from anomalib_npgmf.config import CompositionConfig
+from anomalib_npgmf.config import CompositionConfig, resolve
 from anomalib_npgmf.export import describe
 from anomalib_npgmf.export.metadata import KEY
+from anomalib_npgmf.host.rebuild import _before_0_2, check_given
 
 COMPOSITION = {"codebook_sizes": (3,), "codebooks": 1, "grids": [2], "grid_codebook_sizes": (4,)}
 # Everything that the default preset has otherwise: sizes, parts, merging, text prior, one network.
@@ -148,6 +149,10 @@ def test_calibrating_a_rebuilt_model(trained: tuple[Npgmf, Path], category: Path
         ({"composition": False}, r"composition True \(not False\)"),
         ({"composition": {"grids": (3,)}}, r"composition.grids \(2,\) \(not \(3,\)\)"),
         (
+            {"composition": {"grids": (2, 3), "grid_codebook_sizes": (4, 5)}},
+            r"composition.grids \(2,\) \(not \(2, 3\)\), composition.grid_codebook_sizes \(4,\) \(not \(4, 5\)\)",
+        ),
+        (
             {"prompt": "A plate", "learning_rate": 1.0},
             r"learning_rate 0.003 \(not 1.0\), prompt None \(not 'A plate'\)",
         ),
@@ -226,3 +231,28 @@ def test_components_that_the_training_switched_off(category: Path, tmp_path: Pat
     assert bare.visualizer is bare.evaluator is bare.post_processor is None
     assert not any(isinstance(callback, PostProcessor) for callback in engine.trainer.callbacks)
     assert not list(tmp_path.rglob("images"))
+
+
+def test_sizes_of_codebooks_in_other_words() -> None:
+    stored = resolve("small", {}, composition={"grids": (2, 4), "grid_codebook_sizes": (32,)})
+    check_given({"composition": {"grid_codebook_sizes": (32, 32)}}, stored, "small", None)
+    check_given({"composition": {}}, stored, "small", None)
+    with pytest.raises(ValueError, match=r"composition.grid_codebook_sizes \(32,\) \(not \(\)\)"):
+        check_given({"composition": {"grid_codebook_sizes": ()}}, stored, "small", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "expected"),
+    [
+        ({}, {"composition": True}, {}),
+        ({"composition": True}, {"composition": {"grids": (2, 4)}}, {"grids": (2, 4)}),
+        ({"composition": {"codebooks": 1}}, {"composition": {"levels": (4,)}}, {"levels": (4,), "codebooks": 1}),
+        ({}, {"preset": "plus"}, {}),
+    ],
+)
+def test_composition_of_before(given: dict[str, Any], stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Its defaults were others; what was given stays."""
+    settings = _before_0_2(given, {"preset": "small"} | stored, {})
+    assert settings is not None
+    assert settings.composition == replace(CompositionConfig(grids=(2, 3), grid_codebook_sizes=(32,)), **expected)
+    assert _before_0_2({}, {"preset": "small"}, {}).composition is None  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "studies"))
 
 import _common
+import _drawn
 from _common import MADE_BY, RESULTS, load, measured, records
 from _drawn import collect
 
@@ -42,6 +43,13 @@ def test_cells_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"study\.json was measured with .*'epochs': 3.*not .*'epochs': 5"):
         run(tmp_path, seeds=[101], epochs=5)
     assert (tmp_path / "study.json").read_bytes() == before
+
+
+def test_cells_of_another_composition_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    monkeypatch.setattr(_drawn, "BRANCH_MARGIN", 99.0)
+    with pytest.raises(SystemExit, match=r"composition.*99"):
+        run(tmp_path, seeds=[101])
 
 
 def test_what_is_missing_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
