@@ -192,7 +192,7 @@ def _before_0_2(given: Mapping[str, Any], stored: Mapping[str, Any], metadata: M
     logical, structural = ({**(stored.get(part) or {}), **given.get(part, {})} for part in _BRANCHES)
     overrides = {name: arguments.get(name) for name in OVERRIDABLE}
     composition = arguments.get("composition", arguments.get("preset") == "plus")
-    if composition:
+    if composition is not False:
         choices: list[Any] = [FORMER_COMPOSITION, stored.get("composition"), composition]
         composition = {
             name: value for chosen in choices if isinstance(chosen, Mapping) for name, value in chosen.items()

@@ -248,6 +248,7 @@ def test_sizes_of_codebooks_in_other_words() -> None:
         ({"composition": True}, {"composition": {"grids": (2, 4)}}, {"grids": (2, 4)}),
         ({"composition": {"codebooks": 1}}, {"composition": {"levels": (4,)}}, {"levels": (4,), "codebooks": 1}),
         ({}, {"preset": "plus"}, {}),
+        ({"composition": {}}, {}, {}),
     ],
 )
 def test_composition_of_before(given: dict[str, Any], stored: dict[str, Any], expected: dict[str, Any]) -> None:
