@@ -78,7 +78,7 @@ class ModelConfig:
     @property
     def composition_levels(self) -> tuple[int, ...]:
         """Levels that the composition branch reads."""
-        return () if self.composition is None else self.composition.read_levels
+        return () if self.composition is None else self.composition.levels
 
     @property
     def encoder_levels(self) -> list[int] | None:
@@ -170,7 +170,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 # What `composition=True` adds to a preset, if not CompositionConfig's defaults. A small network's level 5 is cheap.
-COMPOSITIONS = {"small": CompositionConfig(levels=(3, 4, 5), region_levels=(4, 5))}
+COMPOSITIONS = {"small": CompositionConfig(levels=(3, 4, 5))}
 
 
 def _override(config: Any, changes: Mapping[str, Any], what: str) -> Any:

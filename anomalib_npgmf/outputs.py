@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from anomalib_npgmf.composition import Explanation, RegionExplanation
+from anomalib_npgmf.composition import Explanation
 
 
 class Features(NamedTuple):
@@ -27,8 +27,8 @@ class BranchMaps(NamedTuple):
 
     Attributes:
         maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, 1, H, W]; with the latter ``"composition_score"`` and ``"histogram_score"`` of
-            each image, [B], see `CompositionOutput`.
+            ``"composition"`` [B, M, H, W], a surplus for each histogram; with the latter ``"composition_scores"``,
+            [B, M], see `CompositionOutput`.
         reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
             without that branch, without ``details``, or where its map was known.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty
@@ -37,9 +37,9 @@ class BranchMaps(NamedTuple):
 
     maps: dict[str, Tensor]
     reconstruction: Tensor | None
-    explanations: list[Explanation | RegionExplanation]
+    explanations: list[Explanation]
 
     def alone(self, part: str) -> dict[str, Tensor]:
         """The entries that `anomalib_npgmf.torch_model.NpgmfModel.merge` needs for one branch alone."""
-        names = (part, "composition_score", "histogram_score") if part == "composition" else (part,)
+        names = (part, "composition_scores") if part == "composition" else (part,)
         return {name: self.maps[name] for name in names}

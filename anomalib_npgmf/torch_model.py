@@ -95,7 +95,7 @@ class NpgmfModel(nn.Module):
             config.structural_weight,
             blur=gaussian_blur(config.logical_image_size),
             maximum=config.merging == "maximum",
-            composition=config.composition is not None,
+            composition=None if config.composition is None else (1, *config.composition.grids),
             output_size=config.image_size,
         )
 
@@ -194,8 +194,7 @@ class NpgmfModel(nn.Module):
         if self.composition is not None and "composition" not in maps:
             mask_size = self.config.image_size if details else None
             found = self.composition(features.composition, self.merger.size, mask_size)
-            maps |= {"composition": found.anomaly_map, "composition_score": found.score}
-            maps["histogram_score"] = found.histogram_score
+            maps |= {"composition": found.surplus, "composition_scores": found.scores}
             explanations = found.explanations
         return BranchMaps(maps, reconstruction, explanations)
 

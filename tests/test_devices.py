@@ -157,5 +157,5 @@ def test_every_module_stays_on_a_gpu() -> None:
     passed_by = {n for n, m in model.named_modules() if m not in called and not isinstance(m, containers)}
     passed_by = {name for name in passed_by if "._features." not in name}  # timm keeps identities that it skips
     passed_by = {name for name in passed_by if ".examples." not in name}  # shown in reasons, never called
-    banks = {"structural.bank", "composition.regions.bank"}
+    banks = {"structural.bank"}
     assert passed_by <= {"", *banks}, "the model's parts are called, and the banks are searched"

@@ -17,7 +17,6 @@ ALLOWED = {
     "precision": set(),
     "backbone": {"distributed", "disk", "precision"},
     **dict.fromkeys(PARTS, BASE),
-    "composition": {*BASE, "structural"},  # regions are kept in a memory bank
     "metrics": {"distributed", "disk"},
     "data": {"disk", "host", "fields"},  # the compatibility list names what it works around
     "config": {*PARTS, "backbone", "fields"},

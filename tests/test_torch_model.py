@@ -76,9 +76,7 @@ def test_shared_features_are_the_structural_levels() -> None:
 def test_encoder_computes_only_levels_that_a_part_reads() -> None:
     """One pass for all, each part with its own levels."""
     logical = SLIM_LOGICAL | {"levels": (2, 4), "vq_levels": (4,), "loss_levels": None}
-    model = NpgmfModel(
-        resolve("small", TINY, logical, {"coreset_ratio": 0.5}, {"levels": (3,), "region_levels": ()})
-    ).eval()
+    model = NpgmfModel(resolve("small", TINY, logical, {"coreset_ratio": 0.5}, {"levels": (3,)})).eval()
     assert model.encoder is not None
     assert model.encoder.levels == (2, 3, 4)
     image = torch.randn(1, 3, 128, 128)

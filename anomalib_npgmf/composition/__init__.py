@@ -3,6 +3,5 @@
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.explanation import Explanation
 from anomalib_npgmf.composition.model import CompositionBranch, CompositionOutput
-from anomalib_npgmf.composition.regions import RegionExplanation
 
-__all__ = ["CompositionBranch", "CompositionConfig", "CompositionOutput", "Explanation", "RegionExplanation"]
+__all__ = ["CompositionBranch", "CompositionConfig", "CompositionOutput", "Explanation"]

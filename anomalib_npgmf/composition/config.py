@@ -19,12 +19,11 @@ class CompositionConfig:
             separate similar objects; the squared distances of all sizes are averaged.
         codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
             averaged as well, because the clustering depends on the start.
-        grids: Cells per side of each grid; n stands for a histogram in each of n x n cells.
+        grids: Cells per side of each grid; n stands for a histogram in each of n x n cells, 1 for one of the whole
+            image. The codes of grids are found in whitened features, see `anomalib_npgmf.composition.codes.SoftCodes`.
         grid_codebook_sizes: Number of codes of the histograms of each grid, or one number for all grids; empty for
-            ``512 / n^3``, at least 2, for a grid of n x n: 64 for 2 x 2, 8 for 4 x 4. Many codes separate
-            colours; the more cells, the fewer codes, so that the covariance can be estimated.
-        region_levels: Backbone levels of the memory bank of regions, see
-            `anomalib_npgmf.composition.regions.RegionBank`; empty for no such bank.
+            ``512 / n^3``, from 2 to 64, for a grid of n x n: 64 for the whole image and for 2 x 2, 8 for 4 x 4. Many
+            codes separate colours; the more cells, the fewer codes, so that the covariance can be estimated.
 
     Raises:
         TypeError: If a value is of another type.
@@ -45,27 +44,20 @@ class CompositionConfig:
     levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items(at_least=1)] = (3, 4)
     codebook_sizes: Annotated[tuple[_Size, ...], Items(1, distinct=False)] = (8, 16, 32)
     codebooks: Annotated[int, Range(1, 64)] = 3
-    grids: Annotated[tuple[Annotated[int, Range(2, 64)], ...], Items()] = (2, 4)
+    grids: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Items()] = (1, 2, 4)
     grid_codebook_sizes: Annotated[tuple[_Size, ...], Items(distinct=False)] = ()
-    region_levels: Annotated[tuple[Annotated[int, Range(1, 16)], ...], Items()] = ()
-
-    @property
-    def read_levels(self) -> tuple[int, ...]:
-        """All levels that the branch reads, finest first."""
-        return tuple(sorted({*self.levels, *self.region_levels}))
 
     @property
     def codes_of_grids(self) -> tuple[int, ...]:
         """Number of codes of each grid."""
         if len(self.grid_codebook_sizes) == len(self.grids):
             return self.grid_codebook_sizes
-        return tuple(next(iter(self.grid_codebook_sizes), max(2, round(512 / grid**3))) for grid in self.grids)
+        return tuple(next(iter(self.grid_codebook_sizes), min(64, max(2, round(512 / grid**3)))) for grid in self.grids)
 
     def __post_init__(self) -> None:
         """Check types, ranges and the memory that grids take, and sort the levels."""
         check_fields(self, "composition.")
-        for name in ("levels", "region_levels"):
-            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        object.__setattr__(self, "levels", tuple(sorted(self.levels)))
         if len(self.grid_codebook_sizes) not in (0, 1, len(self.grids)):
             msg = (
                 f"composition.grid_codebook_sizes must hold one number for each of the grids {self.grids}, or one for "

@@ -11,7 +11,7 @@ An addition to the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,11 @@ from anomalib_npgmf.composition.collector import FeatureCollector
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.composition.examples import THUMBNAIL
 from anomalib_npgmf.composition.explanation import Explanation, explain
-from anomalib_npgmf.composition.histogram import CodeHistograms, Evidence
-from anomalib_npgmf.composition.regions import RegionBank, RegionExplanation, explain_region
+from anomalib_npgmf.composition.histogram import CodeHistograms
 from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise_together
 from anomalib_npgmf.precision import in_single_precision
 
-GRID_MARGIN = 1.0  # standard deviations; chosen on development seeds, see docs/findings.md
+GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may have too small a spread
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
 _DISABLED = 1e6  # mean distance that disables all but the whole-image histograms: their scores are never the largest
@@ -36,29 +35,26 @@ class CompositionOutput(NamedTuple):
     """Result for a batch.
 
     Attributes:
-        score: Composition score of each image, [B]: the maximum over the histograms and the memory bank of regions
-            of the standardised distance (a z-score) minus its margin. Negative for typical images.
-        histogram_score: The same maximum over the histograms alone, [B].
-        anomaly_map: Surplus, [B, 1, H, W], in [0, 1]: what occurs too often, see `CodeHistograms.forward`; the maximum
-            over the histograms.
-        explanations: The code that contributes most to each image's distance, or the region, if regions have the
-            largest score; empty unless asked for.
+        scores: Score of each image for each histogram, [B, M]: the standardised distance (a z-score) minus the margin.
+            Negative for typical images. The maximum over the histograms is the composition score.
+        surplus: What occurs too often, for each histogram, [B, M, H, W], in [0, 1], see `CodeHistograms.forward`. For
+            those of the whole image it is the maximum over all histograms, since cells know better where it is.
+        explanations: The code that contributes most to each image's distance; empty unless asked for.
     """
 
-    score: Tensor
-    histogram_score: Tensor
-    anomaly_map: Tensor
-    explanations: list[Explanation | RegionExplanation]
+    scores: Tensor
+    surplus: Tensor
+    explanations: list[Explanation]
 
 
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
-    Whole-image histograms ignore positions and count best. Histograms of grid cells find objects in the wrong place and
-    wrong combinations. The optional memory bank of regions finds objects and neighbours that no normal image has. The
-    distance of each is standardised by its mean and standard deviation over normal images, and the largest is the
-    score. Scores of grids are lowered by one standard deviation, which limits false alarms. With fewer than four
-    training images nothing is standardised, and neither grids nor regions are used.
+    Whole-image histograms ignore positions: the first, of small codebooks, counts best, one in whitened features finds
+    colours that do not go together. Histograms of grid cells find objects in the wrong place and wrong combinations.
+    The distance of each is standardised by its mean and standard deviation over normal images, and the largest is the
+    score. Scores of cells are lowered by half a standard deviation, which limits false alarms. With fewer than four
+    training images nothing is standardised, and only the first histogram is used.
 
     The map shows what occurs too often. It cannot show what is missing; the logical branch can, where objects have
     fixed positions.
@@ -66,14 +62,13 @@ class CompositionBranch(nn.Module):
     Args:
         levels: Backbone level of each feature map, finest first.
         channels: Channels of each map.
-        config: Settings; the levels must be its `CompositionConfig.read_levels`.
+        config: Settings; the levels must be its `CompositionConfig.levels`.
 
     Attributes:
-        mean: Mean distance of normal images, one value per histogram (whole image, then grids), then that of the
-            regions, [M], from cross-validation over the training images.
+        mean: Mean distance of normal images, one value per histogram (whole image, then grids), [M], from
+            cross-validation over the training images.
         std: Its standard deviation.
-        margin: Standard deviations subtracted from each score, [M]: 1 for grids (0.5 in files that do not store it),
-            0 for the others.
+        margin: Standard deviations subtracted from each score, [M]: 0.5 for cells, 0 for the whole image.
         cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated composition scores
             of the training images, [3]. Calibration pools them with those of the few calibration images.
 
@@ -86,7 +81,7 @@ class CompositionBranch(nn.Module):
         ...     branch.collect([scene(8 + number % 3)], [f"{number:03d}"], torch.zeros(1, 3, 64, 64))
         >>> branch.finish()
         >>> output = branch([torch.cat([scene(9), scene(30)])], size=(16, 16), mask_size=(8, 8))
-        >>> bool(output.score[0] < 1 and output.score[1] > 5), output.anomaly_map.shape
+        >>> bool(output.scores[0] < 1 and output.scores[1] > 5), output.surplus.shape
         (True, torch.Size([2, 1, 16, 16]))
         >>> output.explanations[1].level, tuple(output.explanations[1].mask.shape)
         (3, (8, 8))
@@ -99,10 +94,8 @@ class CompositionBranch(nn.Module):
 
     def __init__(self, levels: Sequence[int], channels: Sequence[int], config: CompositionConfig) -> None:
         super().__init__()
-        self.levels = config.levels
-        self._counted = [levels.index(level) for level in config.levels]
-        self._regions = [levels.index(level) for level in config.region_levels]
-        self.channels = tuple(channels[index] for index in self._counted)
+        self.levels = tuple(levels)
+        self.channels = tuple(channels)
         books = config.codebooks
         histograms = [CodeHistograms(self.levels, self.channels, config.codebook_sizes, books=books)]
         # Objects that belong together may differ in colour alone, in directions of low variance: hence the whitening.
@@ -111,11 +104,10 @@ class CompositionBranch(nn.Module):
             for grid, codes in zip(config.grids, config.codes_of_grids, strict=True)
         ]
         self.histograms = nn.ModuleList(histograms)
-        self.regions = RegionBank([channels[index] for index in self._regions]) if self._regions else None
-        further = len(config.grids) + (self.regions is not None)
-        self.register_buffer("mean", torch.zeros(1 + further))
-        self.register_buffer("std", torch.ones(1 + further))
-        self.register_buffer("margin", self._margins(config))
+        self.register_buffer("mean", torch.zeros(len(histograms)))
+        self.register_buffer("std", torch.ones(len(histograms)))
+        margin = torch.tensor([GRID_MARGIN if part.grid > 1 else 0.0 for part in histograms])
+        self.register_buffer("margin", margin, persistent=False)
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
 
@@ -129,9 +121,7 @@ class CompositionBranch(nn.Module):
             images: The images, RGB in [0, 1], [B, 3, h, w]; small versions are kept as examples of the codes.
         """
         small = F.interpolate(images.float(), (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
-        self._collector.append([features[i] for i in self._counted], keys, (255 * small.clamp(0, 1)).round().byte())
-        if self.regions is not None:
-            self.regions.collect([features[i] for i in self._regions], keys)
+        self._collector.append(features, keys, (255 * small.clamp(0, 1)).round().byte())
 
     @torch.no_grad()
     @in_single_precision
@@ -145,24 +135,17 @@ class CompositionBranch(nn.Module):
         """
         collector, self._collector = self._collector, FeatureCollector(self.channels)
         maps, thumbnails = collector.assemble()
-        held_out = [] if self.regions is None else [self.regions.finish().cpu()]
         with raise_together():
             if process_rank() == 0:
-                self._fit(maps, thumbnails, collector.projections, held_out)
+                self._fit(maps, thumbnails, collector.projections)
         broadcast_from_rank0(self.buffers())
 
-    def _fit(
-        self,
-        maps: Sequence[Tensor],
-        thumbnails: Tensor,
-        projections: Sequence[Tensor | None],
-        held_out: Sequence[Tensor],
-    ) -> None:
+    def _fit(self, maps: Sequence[Tensor], thumbnails: Tensor, projections: Sequence[Tensor | None]) -> None:
         squared = torch.stack([part.fit(maps, thumbnails, projections) for part in self._all()])
         if len(maps[0]) < _MIN_IMAGES:
             self.mean[1:] = _DISABLED
             return
-        distances = torch.stack([*squared.clamp_min(0).sqrt(), *held_out])
+        distances = squared.clamp_min(0).sqrt()
         std, mean = torch.std_mean(distances, dim=1)
         self.mean.copy_(mean)
         self.std.copy_(std.maximum(_MIN_RELATIVE_STD * mean).clamp_min(1e-6))
@@ -185,40 +168,18 @@ class CompositionBranch(nn.Module):
         Returns:
             Scores, maps and explanations.
         """
-        surplus, distances = [], []
-        evidence: list[list[Evidence]] = []
-        for part in self._all():
-            output = part([features[i] for i in self._counted], size)
-            distances.append(output.squared.clamp_min(0).sqrt())
-            surplus.append(output.surplus)
-            evidence.append(output.evidence if mask_size is not None else [])
-        regions = None if self.regions is None else self.regions([features[i] for i in self._regions])
-        if regions is not None:
-            distances.append(regions.amax(dim=(1, 2, 3)))
-        scores = self._standardise(torch.stack(distances, dim=-1))
-        explanations: list[Explanation | RegionExplanation] = []
+        found = [part(features, size) for part in self._all()]
+        scores = self._standardise(torch.stack([part.squared.clamp_min(0).sqrt() for part in found], dim=-1))
+        used = (self.mean < _DISABLED).view(-1, 1, 1)
+        surplus = torch.cat([part.surplus for part in found], dim=1) * used
+        whole = torch.tensor([part.grid == 1 for part in self._all()], device=surplus.device).view(-1, 1, 1)
+        surplus = torch.where(whole, surplus.amax(dim=1, keepdim=True), surplus)
+        explanations = []
         if mask_size is not None:
             for image, winner in enumerate(scores.argmax(dim=-1).tolist()):
-                if winner == len(evidence):
-                    assert regions is not None
-                    explanations.append(explain_region(regions[image], float(self.mean[winner]), mask_size))
-                else:
-                    levels = [self.levels[index] for index in self._all()[winner].inputs]
-                    explanations.append(explain(evidence[winner], image, levels, mask_size))
-        used = self.mean[: len(surplus)] < _DISABLED
-        largest = (torch.stack(surplus, dim=-1) * used).amax(dim=-1)
-        counted = scores[..., : len(surplus)].amax(dim=-1)
-        return CompositionOutput(scores.amax(dim=-1), counted, largest, explanations)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled branch, also one of a version without regions."""
-        super().__setstate__(state)
-        if "_counted" not in self.__dict__:
-            self._counted, self._regions, self.regions = list(range(len(self.levels))), [], None
-
-    def _margins(self, config: CompositionConfig) -> Tensor:
-        regions = [] if self.regions is None else [0.0]
-        return torch.tensor([0.0] + [GRID_MARGIN] * len(config.grids) + regions)
+                levels = [self.levels[index] for index in self._all()[winner].inputs]
+                explanations.append(explain(found[winner].evidence, image, levels, mask_size))
+        return CompositionOutput(scores, surplus, explanations)
 
     def _all(self) -> list[CodeHistograms]:
         return [part for part in self.histograms if isinstance(part, CodeHistograms)]

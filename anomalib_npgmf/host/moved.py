@@ -10,6 +10,7 @@ import torch
 
 from anomalib_npgmf.composition.config import CompositionConfig
 from anomalib_npgmf.config import COMPOSITIONS, PRESETS, ModelConfig
+from anomalib_npgmf.merging import CompositionMerger
 
 if TYPE_CHECKING:
     from anomalib_npgmf.lightning_model import Npgmf
@@ -29,11 +30,9 @@ _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "Doub
 # Buffers that `CompositionMerger` did not have before 0.2, with values that keep the scores of that time: its margins,
 # and a level of -inf, so that the composition leaves the map of the branches unchanged.
 _MERGER: Final = {"margins": [0.0, 0.25], "normal_level": -torch.inf}
+MAP_WEIGHTS: Final = ("weight", "largest_lead")  # of its histograms, which files of before lack; as of today
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
-FORMER_COMPOSITION: Final = MappingProxyType(
-    {"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,), "region_levels": ()}
-)
-_GRID_MARGIN: Final = 0.5  # of each grid, where a file does not store the margins of the composition
+FORMER_COMPOSITION: Final = MappingProxyType({"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,)})
 
 
 def add_former_modules() -> None:
@@ -55,8 +54,6 @@ def add_former_modules() -> None:
 def rename_tensors(state: dict[str, Any]) -> None:
     """Rename the tensors of a checkpoint to their present names, in place; see `rename_attributes`.
 
-    A composition without stored margins gets those of that time, so that its scores stay.
-
     Example:
         >>> state = {"model.composition.held_out": 1, "model.merger.mean": 2}
         >>> rename_tensors(state)
@@ -71,11 +68,6 @@ def rename_tensors(state: dict[str, Any]) -> None:
     for name in [name for name in state if name.startswith(start)]:
         first, dot, rest = name.removeprefix(start).partition(".")
         state[f"{start}{_COMPOSITION.get(first, first)}{dot}{rest}"] = state.pop(name)
-    if f"{start}mean" in state and f"{start}margin" not in state:
-        histograms = {name.split(".")[3] for name in state if name.startswith(f"{start}histograms.")}
-        margin = torch.zeros_like(state[f"{start}mean"])
-        margin[1 : len(histograms)] = _GRID_MARGIN  # the first is of the whole image, the regions come last
-        state[f"{start}margin"] = margin
 
 
 def rename_attributes(composition: Any, merger: Any = None) -> None:
@@ -87,12 +79,13 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
     if merger is not None:
         for name, value in _MERGER.items():
             merger._buffers.setdefault(name, torch.tensor(value, device=merger.mean.device))
-    if composition is not None:
-        composition._non_persistent_buffers_set.discard("margin")
     for entries in () if composition is None else (composition._modules, composition._buffers):
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
+    if composition is not None and merger is not None and "weight" not in merger._buffers:
+        present = CompositionMerger([part.grid for part in composition.histograms]).to(merger.mean.device)
+        merger._buffers |= {name: getattr(present, name) for name in MAP_WEIGHTS}
 
 
 def complete_pickled(module: "Npgmf") -> None:

@@ -12,7 +12,13 @@ from anomalib_npgmf.host.calibration import Calibrator
 from anomalib_npgmf.host.checkpoint import check_checkpoint
 from anomalib_npgmf.host.compat import keep_antialiasing
 from anomalib_npgmf.host.fit import restore_category
-from anomalib_npgmf.host.moved import FORMER_COMPOSITION, former_choices, former_composition, rename_tensors
+from anomalib_npgmf.host.moved import (
+    FORMER_COMPOSITION,
+    MAP_WEIGHTS,
+    former_choices,
+    former_composition,
+    rename_tensors,
+)
 from anomalib_npgmf.logical.config import LogicalConfig
 from anomalib_npgmf.structural.config import StructuralConfig
 from anomalib_npgmf.torch_model import NpgmfModel
@@ -39,6 +45,9 @@ def restore(module: "Npgmf", checkpoint: dict[str, Any], metadata: dict[str, Any
     """
     rename_tensors(checkpoint["state_dict"])
     take_configuration(module, checkpoint, metadata)
+    if (merger := module.model.merger.composition) is not None:
+        for name in MAP_WEIGHTS:
+            checkpoint["state_dict"].setdefault(f"model.merger.composition.{name}", getattr(merger, name))
     check_checkpoint(checkpoint["state_dict"], metadata, module)
     assert metadata is not None
     AnomalibModule.on_load_checkpoint(module, checkpoint)

@@ -157,10 +157,10 @@ def part_scores(merger: MapMerger, maps: dict[str, Tensor]) -> dict[str, Tensor]
         >>> part_scores(merger, {"logical": torch.full((1, 1, 64, 64), 2.0)})
         {'logical': tensor([2.])}
     """
-    if merger.composition is None or "composition_score" not in maps:
+    if merger.composition is None or "composition_scores" not in maps:
         return {name: part.amax(dim=(1, 2, 3)) for name, part in merger.calibrated_maps(maps).items()}
     scores = {name: merger.composition.of_peaks(part.amax((1, 2, 3))) for name, part in merger.smoothed(maps).items()}
-    return scores | {"composition": merger.composition.of_composition(maps["composition_score"])}
+    return scores | {"composition": merger.composition.of_composition(maps["composition_scores"])}
 
 
 def scores_of_calibration(post: Any) -> list[float]:

@@ -11,7 +11,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_npgmf.composition import Explanation, RegionExplanation
+from anomalib_npgmf.composition import Explanation
 from anomalib_npgmf.disk import write_picture
 from anomalib_npgmf.host.drawing import WHITE, Picture, heat_map, outline, panels, resized, to_rgb
 from anomalib_npgmf.host.places import picture_path
@@ -45,7 +45,7 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     scores, peaks = merged.flatten(1).max(dim=1)
     by_composition = torch.zeros_like(scores, dtype=torch.bool)
     if merger.composition is not None:
-        by_composition = merger.composition.of_composition(maps["composition_score"]) >= merger.composition.of_peaks(
+        by_composition = merger.composition.of_composition(maps["composition_scores"]) >= merger.composition.of_peaks(
             scores
         )
     return [
@@ -54,9 +54,7 @@ def dominant_part(merger: MapMerger, maps: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def title_of(
-    score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | RegionExplanation | None
-) -> str:
+def title_of(score: float, label: bool | None, dominant_name: str | None, explanation: Explanation | None) -> str:
     """Title of a visualization.
 
     Args:
@@ -93,8 +91,8 @@ class NpgmfVisualizer(ImageVisualizer):
 
     The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
     is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
-    the composition branch, a second line names the codebook entry that occurs too often or too rarely, or the region
-    that no normal image has. It is outlined in the map; of a code also patches of normal images are shown.
+    the composition branch, a second line names the codebook entry that occurs too often or too rarely. It
+    is outlined in the map, and patches of it in normal images are shown.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.
@@ -174,9 +172,9 @@ class NpgmfVisualizer(ImageVisualizer):
             if index in explanations:
                 found = explanations[index]
                 marked = outline(named.pop("composition map"), found.mask.cpu().numpy(), WHITE)
-                what = "unknown region" if isinstance(found, RegionExplanation) else f"code {found.code}"
+                what = f"code {found.code}"
                 named[f"composition map, {what}"] = marked
-                if isinstance(found, Explanation) and found.patches is not None:
+                if found.patches is not None:
                     named[f"normal patches, {what}"] = self._tiled(found.patches)
             merged = batch.anomaly_map[index].squeeze().float().cpu().numpy()
             named["merged map"] = heat_map(image, merged, threshold=threshold)

@@ -45,7 +45,9 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
             merged = merger.merge_branches(maps)
             assert merged is not None
             pixels = merged[..., ::_STEP, ::_STEP].flatten(1).cpu()
-            found += zip(merged.amax((1, 2, 3)).tolist(), maps["composition_score"].tolist(), pixels, strict=True)
+            found += zip(
+                merged.amax((1, 2, 3)).tolist(), maps["composition_scores"].amax(dim=-1).tolist(), pixels, strict=True
+            )
         scores, composition_scores, samples = zip(*gather_list(found), strict=True)
         level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_LEVEL))
         peaks, composed = (torch.tensor(values, device="cpu") for values in (scores, composition_scores))

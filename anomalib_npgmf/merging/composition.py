@@ -1,6 +1,7 @@
 """What the composition adds to the branches' merged map and score."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
-# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md.
-BRANCH_MARGIN = 0.5  # standard deviations, subtracted from the branches' score
-LARGEST_LEAD = 3.0  # standard deviations; a larger lead over the branches does not raise the map further
-SURPLUS_WEIGHT = 45.0  # raise of the map per standard deviation of the lead, where the surplus is one
+# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. In standard deviations. For
+# histograms of cells and of the whole image: the raise of the map per standard deviation of the lead, where the surplus
+# is one, and the lead beyond which the map is not raised further.
+BRANCH_MARGIN = -0.5  # subtracted from the branches' score
+CELL_WEIGHT, CELL_LEAD = 240.0, 1.0
+WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0
 
 
 class Merged(NamedTuple):
@@ -30,44 +33,55 @@ class CompositionMerger(nn.Module):
     """Adds the composition to the merged map of the branches; an addition to the paper.
 
     The image score is the larger of two scores, that of the branches and that of the composition, each standardised by
-    mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S - 1/2`` for the
-    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition score C. Half a standard deviation is
-    subtracted because s is a maximum over all pixels, which reaches high values on normal images by chance.
+    mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S + 1/2`` for the
+    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition score C, the largest of its histograms. Half a
+    standard deviation is added to s because C is a maximum of several scores; so the composition hides less of the
+    damage that the branches see.
 
-    The merged map is ``max(S', min(S', q) + 45 r min(max(g, 0), 3))`` for the standardised map ``S' = (S - mu_S) /
-    sd_S``, the surplus r and the 0.95 quantile q of S' over the pixels of normal images. ``g = c' - max(s, 0)`` is the
-    lead of the composition over the branches; c' is c of the histograms alone, because the memory bank of regions has
-    no surplus. Where g is positive, pixels with surplus are raised, the more the larger g is. No pixel of the branches
-    is lowered.
+    The merged map is ``max(S', min(S', q) + max_h w_h r_h min(max(g_h, 0), b_h))`` for the standardised map
+    ``S' = (S - mu_S) / sd_S``, the surplus r_h of each histogram h and the 0.95 quantile q of S' over the pixels of
+    normal images. ``g_h = c_h - max(s, 0)`` is the lead of the histogram's score over the branches. Where it is
+    positive, pixels with surplus are raised, the more the larger it is, up to b_h; no pixel is lowered. Histograms of
+    cells rarely have a lead on normal images, so their weight is large and a lead of one standard deviation counts in
+    full (w = 240, b = 1); those of the whole image have more false leads (45 and 2).
+
+    Args:
+        grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
 
     Attributes:
         mean: mu_S and mu_C, of max S and of C over normal images.
         std: Their standard deviations sd_S and sd_C.
-        margins: Standard deviations subtracted from the scores of the branches and of the composition: 0.5 and 0; in
+        margins: Standard deviations subtracted from the scores of the branches and of the composition: -0.5 and 0; in
             checkpoints from before version 0.2, 0 and 0.25.
+        weight: w_h, [M].
+        largest_lead: b_h, [M].
         normal_level: q.
 
     Example:
-        >>> merger = CompositionMerger()
+        >>> merger = CompositionMerger([1])
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
         >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.1, 0.0]]]])
-        >>> merged = merger(branches, surplus, torch.tensor([3.0]), torch.tensor([3.0]))
-        >>> round(merged.scores.item(), 4)  # of the composition, (3 - 1) / 0.7071; of the branches 2 / 1.4142 - 0.5
-        2.8284
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * (2.8284 - 0.9142)
-        [6.4926, 1.4142]
+        >>> merged = merger(branches, merger.raised(surplus, torch.tensor([[4.0]]), branches), torch.tensor([[4.0]]))
+        >>> round(merged.scores.item(), 4)  # of the composition, (4 - 1) / 0.7071; of the branches 2 / 1.4142 + 0.5
+        4.2426
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * min(2.3284, 2)
+        [6.8787, 1.4142]
     """
 
     mean: Tensor
     std: Tensor
     margins: Tensor
+    weight: Tensor
+    largest_lead: Tensor
     normal_level: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, grids: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
         self.register_buffer("margins", torch.tensor([BRANCH_MARGIN, 0.0]))
+        self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
+        self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
         self.register_buffer("normal_level", torch.tensor(0.0))
 
     def calibrate(
@@ -77,7 +91,7 @@ class CompositionMerger(nn.Module):
 
         Args:
             scores: Maxima of the branches' merged maps on calibration images, not standardised, [N].
-            composition_scores: Composition scores of the same images, see `CompositionOutput`, [N].
+            composition_scores: Composition scores of the same images, the largest of their histograms, [N].
             cv_stats: Count, mean and sum of squared differences from the mean of the cross-validated scores of the
                 training images, [3]; they are pooled with ``composition_scores``.
             normal_level: Quantile 0.95 of the pixels of the branches' merged maps, not yet standardised.
@@ -100,23 +114,20 @@ class CompositionMerger(nn.Module):
             self.mean[index], self.std[index] = statistics.mean, max(std, floor)
         self.normal_level.fill_((normal_level - float(self.mean[0])) / float(self.std[0]))
 
-    def forward(
-        self, branches: Tensor | None, surplus: Tensor, composition_score: Tensor, histogram_score: Tensor
-    ) -> Merged:
+    def forward(self, branches: Tensor | None, raised: Tensor, scores: Tensor) -> Merged:
         """Merge the composition with the map of the branches.
 
         Args:
             branches: Merged map of the branches, [B, 1, H, W]; ``None`` for the composition alone.
-            surplus: Smoothed surplus, [B, 1, H, W], in [0, 1].
-            composition_score: Composition scores, [B].
-            histogram_score: Those of the histograms, [B].
+            raised: Result of `raised`, smoothed, [B, 1, H, W].
+            scores: Scores of the histograms, [B, M].
         """
-        composed = self.of_composition(composition_score)
+        composed = self.of_composition(scores)
         if branches is None:
-            return Merged(composed, self.of_surplus(surplus, histogram_score))
+            return Merged(composed, raised)
         standardised = self.of_branches(branches)
         score = self.of_peaks(branches.amax(dim=(1, 2, 3)))
-        shown = standardised.minimum(self.normal_level) + self.of_surplus(surplus, histogram_score, score)
+        shown = standardised.minimum(self.normal_level) + raised
         return Merged(score.maximum(composed), standardised.maximum(shown))
 
     def of_branches(self, merged: Tensor) -> Tensor:
@@ -127,19 +138,23 @@ class CompositionMerger(nn.Module):
         """Image scores of the branches, any shape, from the maxima of their merged maps."""
         return self.of_branches(peaks) - self.margins[0]
 
-    def of_composition(self, score: Tensor) -> Tensor:
-        """Image scores of the composition, any shape: its scores, standardised."""
-        return (score - self.mean[1]) / self.std[1] - self.margins[1]
+    def of_composition(self, scores: Tensor) -> Tensor:
+        """Image scores of the composition, [B]: the largest of its histograms' scores [B, M], standardised."""
+        return self._standardised(scores).amax(dim=-1)
 
-    def of_surplus(self, surplus: Tensor, histogram_score: Tensor, branches: Tensor | None = None) -> Tensor:
-        """What the composition adds to the standardised map, [B, 1, H, W].
+    def raised(self, surplus: Tensor, scores: Tensor, branches: Tensor | None = None) -> Tensor:
+        """By how much the composition raises the standardised map, [B, 1, H, W]; not smoothed yet.
 
         Args:
-            surplus: Smoothed surplus, [B, 1, H, W].
-            histogram_score: Composition scores of the histograms alone, [B].
-            branches: Image scores of the branches, [B]; ``None`` without branches.
+            surplus: Surplus of each histogram, [B, M, H, W].
+            scores: Scores of the histograms, [B, M].
+            branches: Merged map of the branches, [B, 1, h, w]; ``None`` without branches.
         """
-        lead = self.of_composition(histogram_score)
+        lead = self._standardised(scores)
         if branches is not None:
-            lead = lead - branches.relu()
-        return SURPLUS_WEIGHT * lead.relu().clamp_max(LARGEST_LEAD).view(-1, 1, 1, 1) * surplus
+            lead = lead - self.of_peaks(branches.amax(dim=(1, 2, 3))).relu().unsqueeze(-1)
+        raise_by = self.weight * lead.relu().minimum(self.largest_lead)
+        return (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
+
+    def _standardised(self, scores: Tensor) -> Tensor:
+        return (scores - self.mean[1]) / self.std[1] - self.margins[1]

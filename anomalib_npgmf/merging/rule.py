@@ -1,5 +1,7 @@
 """Merging of the branch maps: calibration on normal images, eq. 11, smoothing (paper, section III-C)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class MapMerger(nn.Module):
         structural_weight: w_str; the model gives `ModelConfig.structural_weight`.
         blur: Gaussian filter, [B, 1, H, W] to [B, 1, H, W].
         maximum: Whether to take the maximum instead of the weighted sum.
-        composition: Whether a composition map is merged as well.
+        composition: Cells per side of each histogram of the composition, see `CompositionMerger`; ``None`` without one.
         output_size: Height and width of the merged map; ``None`` for ``size``.
 
     Attributes:
@@ -59,7 +61,7 @@ class MapMerger(nn.Module):
         *,
         blur: nn.Module,
         maximum: bool = False,
-        composition: bool = False,
+        composition: Sequence[int] | None = None,
         output_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class MapMerger(nn.Module):
         self.register_buffer("mean", torch.zeros(len(BRANCHES)))
         self.register_buffer("std", torch.ones(len(BRANCHES)))
         self.register_buffer("calibrated", torch.tensor(False))
-        self.composition = CompositionMerger() if composition else None
+        self.composition = None if composition is None else CompositionMerger(composition)
         self.blur = blur
 
     def calibrate(self, statistics: dict[str, tuple[float, float]]) -> None:
@@ -181,12 +183,14 @@ class MapMerger(nn.Module):
         """
         parts = self.smoothed(maps)
         if self.composition is not None:
-            merged = self.combined(parts)
-            score = None if merged is None else self.composition.of_peaks(merged.amax(dim=(1, 2, 3)))
+            raised = self._raised(self.composition, maps, self.combined(parts))
             parts = {branch: self.composition.of_branches(part) for branch, part in parts.items()}
-            surplus = self._smooth(self.resize(maps["composition"]))
-            parts["composition"] = self.composition.of_surplus(surplus, maps["histogram_score"], score)
+            parts["composition"] = raised
         return parts
+
+    def _raised(self, composition: CompositionMerger, maps: dict[str, Tensor], merged: Tensor | None) -> Tensor:
+        """What the composition adds to the map, smoothed, [B, 1, *output_size]."""
+        return self._smooth(self.resize(composition.raised(maps["composition"], maps["composition_scores"], merged)))
 
     @in_single_precision
     def forward(self, maps: dict[str, Tensor]) -> Merged:
@@ -194,16 +198,15 @@ class MapMerger(nn.Module):
 
         Args:
             maps: Raw maps of the branches, ``"logical"`` and ``"structural"``, [B, 1, h, w] each; of the composition
-                ``"composition"`` (surplus, [B, 1, h, w]), ``"composition_score"`` and ``"histogram_score"`` (of its
-                histograms alone), [B] each.
+                ``"composition"`` (surplus of each histogram, [B, M, h, w]) and ``"composition_scores"``, [B, M].
 
         Raises:
             ValueError: If there is no map.
         """
         merged = self.merge_branches(maps)
         if self.composition is not None and "composition" in maps:
-            surplus = self._smooth(self.resize(maps["composition"]))
-            found: Merged = self.composition(merged, surplus, maps["composition_score"], maps["histogram_score"])
+            raised = self._raised(self.composition, maps, merged)
+            found: Merged = self.composition(merged, raised, maps["composition_scores"])
             return found
         if merged is None:
             msg = f"There is nothing to merge among {sorted(maps)}; give a map of a branch."

@@ -16,30 +16,30 @@ from anomalib_npgmf.merging.composition import CompositionMerger
 from anomalib_npgmf.merging.rule import MapMerger
 from anomalib_npgmf.torch_model import NpgmfModel
 
-COMPOSED = {"composition", "composition_score", "histogram_score"}
+COMPOSED = {"composition", "composition_scores"}
 SETTINGS = {"codebook_sizes": (4, 6), "codebooks": 2, "grid_codebook_sizes": (5,)}
 
 
 def test_composition_alone_and_nothing() -> None:
-    merger = MapMerger((16, 16), composition=True, blur=torch.nn.Identity())
+    merger = MapMerger((16, 16), composition=[1, 2], blur=torch.nn.Identity())
     assert merger.composition is not None
     merger.composition.calibrate(torch.ones(3), torch.tensor([0.5, 1.0, 1.5]), normal_level=0.0)
-    surplus = torch.rand(2, 1, 16, 16)
-    distance = torch.tensor([2.0, 1.0])
-    alone = merger({"composition": surplus, "composition_score": distance, "histogram_score": distance})
-    assert alone.scores.tolist() == pytest.approx([2.0, 0.0])
-    torch.testing.assert_close(alone.maps, 45 * 2.0 * surplus * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
+    surplus = torch.rand(3, 2, 16, 16)
+    scores = torch.tensor([[2.5, 0.0], [1.0, 0.0], [0.0, 1.25]])
+    alone = merger({"composition": surplus, "composition_scores": scores})
+    assert alone.scores.tolist() == pytest.approx([3.0, 0.0, 0.5])
+    # the whole image up to a lead of 2 with weight 45, cells up to 1 with weight 240
+    expected = torch.stack([45 * 2.0 * surplus[0, :1], 0 * surplus[1, :1], 240 * 0.5 * surplus[2, 1:]])
+    torch.testing.assert_close(alone.maps, expected)
     with pytest.raises(ValueError, match="nothing to merge"):
         merger({})
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_calibration_images_that_agree_do_not_blow_scores_up(count: int) -> None:
-    merger = CompositionMerger()
+    merger = CompositionMerger([1])
     merger.calibrate(torch.full((count,), 4.0), torch.full((count,), 4.0), normal_level=3.0)
-    assert (
-        merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.zeros(1)).scores <= 2.001
-    )
+    assert merger(torch.full((1, 1, 2, 2), 4.4), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1)).scores <= 2.501
 
 
 @pytest.mark.parametrize("branches", ["both", "logical", "structural"])
@@ -139,7 +139,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 def test_distances_from_cross_validation_join_those_of_calibration() -> None:
     few, more = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0, 8.0])
-    merger = CompositionMerger()
+    merger = CompositionMerger([1])
     others = torch.tensor([3.0, 6.0, 8.0])  # number, mean, sum of squared deviations
     merger.calibrate(few, few, others, normal_level=0.0)
     assert merger.mean.tolist() == pytest.approx([1.5, torch.cat([few, more]).mean().item()])

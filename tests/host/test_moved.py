@@ -52,16 +52,15 @@ def test_pickled_composition_of_before() -> None:
     branch = model.model.composition
     assert branch is not None
     branch._modules["readings"] = branch._modules.pop("histograms")
-    branch._non_persistent_buffers_set.add("margin")
-    branch.margin.fill_(0.5)
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
     merger = model.model.merger.composition
     assert merger is not None
-    del merger._buffers["normal_level"], merger._buffers["margins"]
+    for name in ("normal_level", "margins", "weight", "largest_lead"):
+        del merger._buffers[name]
     restored = pickle.loads(pickle.dumps(model))
     assert isinstance(restored, Npgmf)
     assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
-    assert restored.model.composition.margin.tolist() == [0.5] * 4  # as it was, and stored from now on
+    assert restored.model.merger.composition.weight.tolist() == [45.0, 45.0, 240.0, 240.0]
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 
 
@@ -72,28 +71,28 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
-    added = ["model.merger.composition.normal_level", "model.merger.composition.margins", "model.composition.margin"]
+    added = ["model.merger.composition.normal_level", "model.merger.composition.margins"]
     for name in added:
         del before[name]
     rename_tensors(before)
     assert before.keys() == state.keys()
     assert all(before[name] is value for name, value in state.items() if name not in added)
     assert before[added[1]].tolist() == [0.0, 0.25]
-    assert before[added[2]].tolist() == [0.0, 0.5, 0.5, 0.0]  # the regions have none
 
 
 def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None:
-    merger = CompositionMerger()
+    merger = CompositionMerger([1])
     merger.margins.copy_(torch.tensor([0.0, 0.25]))
     merger.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), normal_level=1.0)
     # Uniform below the composition's score: a normal peak above it, one time in six, would leave it no lead to show.
-    branches, surplus, distance = 2.5 * torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([3.0])
-    expected = merger(branches, surplus, distance, distance)
+    branches, surplus, distance = 2.5 * torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([[3.0]])
+    raised = merger.raised(surplus, distance, branches)
+    expected = merger(branches, raised, distance)
     score = torch.maximum(branches.max() - 2.0, torch.tensor(3.0 - 2.0 - 0.25))  # mean 2, standard deviation 1
     torch.testing.assert_close(expected.scores, score.view(1))
     assert (expected.maps > merger.of_branches(branches)).any()
     merger.normal_level.fill_(-torch.inf)
-    found = merger(branches, surplus, distance, distance)
+    found = merger(branches, raised, distance)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.maps, merger.of_branches(branches))
 

@@ -27,7 +27,7 @@ CHANGES: dict[str, Any] = {
 }
 # The same with what versions before knew.
 FORMER = CHANGES | {
-    "composition": COMPOSITION | {"levels": (3, 4), "region_levels": ()},
+    "composition": COMPOSITION | {"levels": (3, 4)},
     "structural": {"coreset_ratio": 0.5, "levels": [3], "whiten": False},
 }
 

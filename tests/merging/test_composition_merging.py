@@ -12,7 +12,8 @@ from anomalib_npgmf.torch_model import gaussian_blur
 
 
 def composed(level: float = 0.0) -> MapMerger:
-    merger = MapMerger((32, 32), 1.0, 3.0, composition=True, blur=torch.nn.Identity())
+    """Of histograms of the whole image and of cells."""
+    merger = MapMerger((32, 32), 1.0, 3.0, composition=[1, 2], blur=torch.nn.Identity())
     assert merger.composition is not None
     merger.composition.calibrate(
         torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0]), normal_level=2.0 + level
@@ -21,82 +22,78 @@ def composed(level: float = 0.0) -> MapMerger:
     return merger
 
 
-def distances(values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a composition without regions."""
-    return {"composition_score": values, "histogram_score": values}
-
-
 def test_the_larger_score_counts() -> None:
-    """Both in standard deviations above the mean normal score, that of the branches minus 0.5."""
-    maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 1, 32, 32)}  # two deviations
-    for distance, expected in ((25.0, 1.5), (37.0, 1.7), (60.0, 4.0)):
-        merged = composed()(maps | distances(torch.tensor([distance])))
+    """Both in standard deviations above the mean normal score, that of the branches plus 0.5."""
+    maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 2, 32, 32)}  # two deviations
+    for scores, expected in (([25.0, 30.0], 2.5), ([47.0, 30.0], 2.7), ([30.0, 60.0], 4.0)):
+        merged = composed()(maps | {"composition_scores": torch.tensor([scores])})
         assert merged.scores.item() == pytest.approx(expected)
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 2.0))  # without surplus it adds nothing
 
 
-def test_a_region_raises_the_score_and_leaves_the_map() -> None:
-    """How strongly surplus is marked depends on the histograms alone."""
-    maps = {"logical": torch.zeros(1, 1, 32, 32), "composition": torch.ones(1, 1, 32, 32)}
-    merger, counted = composed(), torch.tensor([40.0])
-    without = merger(maps | distances(counted))
-    merged = merger(maps | {"composition_score": torch.tensor([80.0]), "histogram_score": counted})
-    assert merged.scores.item() == pytest.approx(6.0)
-    assert without.scores.item() == pytest.approx(2.0)
-    assert torch.equal(merged.maps, without.maps)
-    assert torch.equal(
-        merger.calibrated_maps(maps | {"composition_score": torch.tensor([80.0]), "histogram_score": counted})[
-            "composition"
-        ],
-        merger.calibrated_maps(maps | distances(counted))["composition"],
-    )
+def test_each_histogram_marks_its_own_surplus() -> None:
+    """A lead of the cells does not mark what the whole image has too much of, and the other way round."""
+    surplus = torch.zeros(1, 2, 32, 32)
+    surplus[0, 0, :16], surplus[0, 1, 16:] = 0.1, 0.1
+    maps, merger = {"logical": torch.zeros(1, 1, 32, 32), "composition": surplus}, composed()
+    for scores, upper, lower in (([30.0, 0.0], 45 * 0.1, 0.0), ([0.0, 25.0], 0.0, 240 * 0.1 * 0.5)):
+        found = maps | {"composition_scores": torch.tensor([scores])}
+        raised = merger(found).maps - merger({"logical": maps["logical"]}).maps.sub(2.0)
+        torch.testing.assert_close(raised[0, 0, :, 0], torch.tensor([upper, lower]).repeat_interleave(16))
+        torch.testing.assert_close(raised, merger.calibrated_maps(found)["composition"])
 
 
 @settings(max_examples=50, deadline=None)
-@given(distance=st.floats(0, 1e4), level=st.floats(-3, 3), seed=st.integers(0, 99))
-def test_the_composition_never_hides_what_a_branch_marks(distance: float, level: float, seed: int) -> None:
+@given(whole=st.floats(0, 1e4), cells=st.floats(0, 1e4), level=st.floats(-3, 3), seed=st.integers(0, 99))
+def test_the_composition_never_hides_what_a_branch_marks(whole: float, cells: float, level: float, seed: int) -> None:
     maps = {
         "logical": torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) * 3,
-        "composition": torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed + 1)),
+        "composition": torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(seed + 1)),
     }
     merger = composed(level)
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
-    merged = merger(maps | distances(torch.tensor([distance]))).maps
+    merged = merger(maps | {"composition_scores": torch.tensor([[whole, cells]])}).maps
     assert (merged >= branches - 1e-5).all()
-    lead = (distance - 20) / 10 - max(branches.max().item() - 0.5, 0.0)
-    shown = 45 * min(max(lead, 0.0), 3.0) * maps["composition"]  # however large the distance
+    leads = ((score - 20) / 10 - max(branches.max().item() + 0.5, 0.0) for score in (whole, cells))
+    bounds = ((45.0, 2.0), (240.0, 1.0))  # however large the distance
+    weights = [weight * min(max(lead, 0.0), bound) for lead, (weight, bound) in zip(leads, bounds, strict=True)]
+    shown = torch.maximum(weights[0] * maps["composition"][:, :1], weights[1] * maps["composition"][:, 1:])
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
 def test_the_level_that_most_normal_pixels_stay_below() -> None:
     """Maps that are constant in blocks, so that the quantile of a sample of the pixels is nearly that of all."""
-    merger = MapMerger((64, 64), composition=True, blur=torch.nn.Identity())
+    merger = MapMerger((64, 64), composition=[1], blur=torch.nn.Identity())
     assert merger.composition is not None
     generator = torch.Generator().manual_seed(0)
     planes = torch.rand(6, 1, 16, 16, generator=generator).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    values = torch.rand(6, generator=generator)
+    values = torch.rand(6, 1, generator=generator)
     parts = [
-        {"structural": planes[i : i + 2], "composition": torch.zeros(2, 1, 64, 64)} | distances(values[i : i + 2])
+        {
+            "structural": planes[i : i + 2],
+            "composition": torch.zeros(2, 1, 64, 64),
+            "composition_scores": values[i : i + 2],
+        }
         for i in (0, 2, 4)
     ]
     calibrate(merger, parts)
     branches = merger.composition.of_branches(merger({"structural": planes}).maps)
     assert merger.composition.normal_level.item() == pytest.approx(np.quantile(branches.numpy(), 0.95), abs=0.02)
-    merged = merger({"structural": planes, "composition": torch.zeros_like(planes)} | distances(values))
+    merged = merger({"structural": planes, "composition": torch.zeros_like(planes), "composition_scores": values})
     peaks = branches.amax((1, 2, 3))
     assert peaks.mean().item() == pytest.approx(0, abs=1e-5)
-    assert (merged.scores >= peaks - 0.5 - 1e-5).all()
+    assert (merged.scores >= peaks + 0.5 - 1e-5).all()
 
 
-@pytest.mark.parametrize("composition", [False, True])
-def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition: bool) -> None:
+@pytest.mark.parametrize("composition", [None, [1]])
+def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition: list[int] | None) -> None:
     """Merged at 32 pixels, returned at 64: what is calibrated on, scored, marked and drawn has the same peaks."""
     merger = MapMerger(
         (32, 32), output_size=(64, 64), blur=gaussian_blur((32, 32)), maximum=True, composition=composition
     )
     generator = torch.Generator().manual_seed(0)
     maps = {name: torch.rand(5, 1, 32, 32, generator=generator) for name in ("logical", "structural", "composition")}
-    maps |= distances(torch.rand(5, generator=generator))
+    maps["composition_scores"] = torch.rand(5, 1, generator=generator)
     calibrate(merger, [maps])
     branches = merger.merge_branches(maps)
     assert branches is not None
@@ -111,6 +108,6 @@ def test_scores_and_thresholds_are_those_of_the_map_that_is_returned(composition
     else:
         assert merger.composition.mean[0].item() == pytest.approx(peaks.mean().item(), rel=1e-5)
         expected = torch.maximum(
-            merger.composition.of_peaks(peaks), merger.composition.of_composition(maps["composition_score"])
+            merger.composition.of_peaks(peaks), merger.composition.of_composition(maps["composition_scores"])
         )
         assert torch.equal(merged.scores, expected)
