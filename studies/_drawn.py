@@ -29,7 +29,7 @@ from anomalib_npgmf.composition.model import GRID_MARGIN
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.merging.composition import BRANCH_MARGIN, LARGEST_LEAD, SURPLUS_WEIGHT
+from anomalib_npgmf.merging.composition import BRANCH_MARGIN, CELL_LEAD, CELL_WEIGHT, WHOLE_LEAD, WHOLE_WEIGHT
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
@@ -65,18 +65,20 @@ def fit(model: Npgmf, data: AnomalibDataModule, **trainer: Any) -> Npgmf:
     return model.eval().cpu()
 
 
-def data_of(args: argparse.Namespace, category: str, seed: int, drawn: int = 60) -> AnomalibDataModule:
-    """The images of a category; of a drawn one with so many training images."""
+def data_of(args: argparse.Namespace, category: str, seed: int, drawn: int = 60, tests: int = 20) -> AnomalibDataModule:
+    """The images of a category; of a drawn one with so many training images, and test images of each kind."""
     if category == PHOTOGRAPHS:
         return LOCO(args.photographs, category, train_batch_size=BATCH, eval_batch_size=8, num_workers=0)
-    root = args.root / (f"seed{seed}" if drawn == 60 else f"seed{seed}_of_{drawn}")
-    return SyntheticLOCO(root, category, SIZE, num_train=drawn, train_batch_size=BATCH, seed=seed)
+    root = args.root / f"seed{seed}{'' if drawn == 60 else f'_of_{drawn}'}{'' if tests == 20 else f'_{tests}_tests'}"
+    numbers = {f"num_test_{kind}": tests for kind in ("good", *KINDS)}
+    return SyntheticLOCO(root, category, SIZE, num_train=drawn, train_batch_size=BATCH, seed=seed, **numbers)
 
 
-def composition_model(data: AnomalibDataModule, seed: int, epochs: int) -> Npgmf:
+def composition_model(data: AnomalibDataModule, seed: int, epochs: int, **settings: Any) -> Npgmf:
     """Preset small with the composition branch and nothing around it, trained on the data."""
     seed_everything(seed, workers=True, verbose=False)
-    model = Npgmf(preset="small", composition=True, post_processor=False, evaluator=False, visualizer=False)
+    bare = {"post_processor": False, "evaluator": False, "visualizer": False}
+    model = Npgmf(preset="small", composition=True, **bare, **settings)
     return fit(model, data, max_epochs=epochs)
 
 
@@ -218,7 +220,7 @@ def collect(
         extra: What else the results file holds.
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
-    rule = [GRID_MARGIN, BRANCH_MARGIN, SURPLUS_WEIGHT, LARGEST_LEAD]
+    rule = [GRID_MARGIN, BRANCH_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
     settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
     former = result.get("settings", settings)
     if former != settings:

@@ -1,4 +1,4 @@
-"""Ablation of averaging and whitening in the memory bank, and of the regions, on drawn images and on photographs.
+"""Ablation of averaging and whitening in the memory bank, on drawn images and on photographs.
 
     python studies/bank_study.py --root drawings --photographs FOLDER
 
@@ -20,8 +20,7 @@ from _drawn import DEFAULTS, PHOTOGRAPHS, DrawnCategory, Pictures, collect, phot
 from torch import Tensor
 
 from anomalib_npgmf.backbone.network import Backbone
-from anomalib_npgmf.composition import CompositionBranch, CompositionConfig
-from anomalib_npgmf.config import COMPOSITIONS, PRESETS
+from anomalib_npgmf.config import PRESETS
 from anomalib_npgmf.structural import MemoryBank
 from anomalib_npgmf.structural.model import averaged, concatenated
 
@@ -36,14 +35,8 @@ BANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...], bool]] = {
     "levels 3, 4, the latter averaged, whitened (preset small)": ((3, 4), (1, 3), True),
     "level 3, whitened": ((3,), (1,), True),
     "level 4, whitened": ((4,), (1,), True),
-    "levels 4, 5, whitened (regions)": ((4, 5), (1, 1), True),
+    "levels 4, 5, whitened": ((4, 5), (1, 1), True),
 }
-SMALL = COMPOSITIONS["small"]
-COMPOSED = {
-    "histograms of levels 3, 4": CompositionConfig(),
-    "histograms of levels 3, 4, 5": CompositionConfig(levels=LEVELS),
-}
-MARGINS = (0.0, 0.5, 1.0)
 
 
 def bank_maps(levels: Sequence[Tensor], train: Sequence[int], sides: Sequence[int], whitened: bool) -> Tensor:
@@ -56,39 +49,15 @@ def bank_maps(levels: Sequence[Tensor], train: Sequence[int], sides: Sequence[in
     return torch.cat([bank.search(image.flatten(0, 1)) for image in patches]).view(patches.shape[:3]).unsqueeze(1)
 
 
-def composed(pictures: Pictures, config: CompositionConfig) -> CompositionBranch:
-    """A composition branch that is fitted to the training images."""
-    levels = [pictures.features[level] for level in config.read_levels]
-    branch = CompositionBranch(config.read_levels, [level.shape[1] for level in levels], config)
-    keys = [str(pictures.paths[i]) for i in pictures.train]
-    branch.collect([level[pictures.train] for level in levels], keys, torch.zeros(len(keys), 3, 8, 8))
-    branch.finish()
-    return branch
-
-
 @torch.no_grad()
 def measure(pictures: Pictures) -> dict[str, dict[str, float]]:
-    """Image AUROC of every variant by kind of anomaly; for banks also AU-sPRO."""
+    """Image AUROC and AU-sPRO of every variant by kind of anomaly."""
     found = {}
     for name, (levels, sides, whitened) in BANKS.items():
         raw = bank_maps([pictures.features[level] for level in levels], pictures.train, sides, whitened)
         shown = smoothed(raw, (256, 256))
-        found[f"bank: {name}"] = scores(pictures.paths, shown.amax((1, 2, 3)), shown)
-    for name, config in COMPOSED.items():
-        distance = distances(pictures, composed(pictures, config))
-        found[f"composition: {name}"] = scores(pictures.paths, distance)
-    branch = composed(pictures, SMALL)
-    for margin in MARGINS:
-        branch.margin[-1] = margin
-        found[f"composition: and regions less {margin}"] = scores(pictures.paths, distances(pictures, branch))
+        found[name] = scores(pictures.paths, shown.amax((1, 2, 3)), shown)
     return found
-
-
-def distances(pictures: Pictures, branch: CompositionBranch) -> Tensor:
-    """Composition score of every image, [N]."""
-    levels = LEVELS if branch.regions is not None or 5 in branch.levels else branch.levels
-    blocks = zip(*(pictures.features[level].split(16) for level in levels), strict=True)
-    return torch.cat([branch(block, (8, 8)).score for block in blocks])
 
 
 def main() -> None:

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from _common import Row, options
-from _drawn import DEFAULTS, PHOTOGRAPHS, collect, long
-from merging_study import trained
+from _drawn import DEFAULTS, PHOTOGRAPHS, collect, composition_model, data_of, long
 from torch import Tensor
 
 from anomalib_npgmf.merging.composition import BRANCH_MARGIN
@@ -36,13 +35,15 @@ def maps_of_parts(
     args: argparse.Namespace, category: str, seed: int
 ) -> tuple[list[str], dict[str, Tensor], list[float]]:
     """Folder of every image, or ``calibration``; maps and cross-validation statistics as `part_scores` takes them."""
-    model, data = trained(args, category, seed)
+    data = data_of(args, category, seed)
+    model = composition_model(data, seed, args.epochs)
+    data.setup("test")
     net, kinds, kept = model.model, [], []
     for name, loader in (("", data.test_dataloader()), ("calibration", data.val_dataloader())):
         for batch in loader:
             kinds += [name or Path(path).parts[-2] for path in batch.image_path]
             maps = net.branch_maps(model.pre_processor(batch.image)).maps
-            cell = {"composition_score": maps["composition_score"]}
+            cell = {"composition_score": maps["composition_scores"].amax(dim=-1)}
             for branch in BRANCHES:
                 plane = net.merger.resize(maps[branch]).double()
                 cell[f"{branch} moments"] = torch.stack([plane.mean((1, 2, 3)), plane.square().mean((1, 2, 3))], 1)

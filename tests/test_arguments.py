@@ -100,7 +100,7 @@ def test_every_field_holds_a_value_or_says_why_not(room: str, name: str) -> None
         ({"structural": {"reduce_to": 2.5}}, "structural.reduce_to must be a whole number from 1 on or None, not 2.5"),
         (
             {"composition": {"grids": [1000]}},
-            r"composition.grids must be a list.* from 2 to 64, no two alike, not \[1000\]",
+            r"composition.grids must be a list.* from 1 to 64, no two alike, not \[1000\]",
         ),
         (
             {"composition": {"grids": [64], "grid_codebook_sizes": [8]}},

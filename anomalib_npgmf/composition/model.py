@@ -36,7 +36,7 @@ class CompositionOutput(NamedTuple):
 
     Attributes:
         scores: Score of each image for each histogram, [B, M]: the standardised distance (a z-score) minus the margin.
-            Negative for typical images. The maximum over the histograms is the composition score.
+            Negative for typical images.
         surplus: What occurs too often, for each histogram, [B, M, H, W], in [0, 1], see `CodeHistograms.forward`. For
             those of the whole image it is the maximum over all histograms, since cells know better where it is.
         explanations: The code that contributes most to each image's distance; empty unless asked for.
@@ -45,6 +45,11 @@ class CompositionOutput(NamedTuple):
     scores: Tensor
     surplus: Tensor
     explanations: list[Explanation]
+
+    @property
+    def score(self) -> Tensor:
+        """Composition score of each image, [B]: the maximum over the histograms."""
+        return self.scores.amax(dim=-1)
 
 
 class CompositionBranch(nn.Module):

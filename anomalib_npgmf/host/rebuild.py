@@ -138,6 +138,10 @@ def model_config(plain: Mapping[str, Any], version: str) -> ModelConfig:
         True
     """
     parts = {"logical": LogicalConfig, "structural": StructuralConfig, "composition": CompositionConfig}
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+    composition = plain.get("composition")
+    if isinstance(composition, dict) and not composition.get("region_levels"):
+        composition.pop("region_levels", None)  # a former part of the composition, not in use
     values = {
         name: _known(parts[name], value, version) if name in parts and value is not None else value
         for name, value in plain.items()

@@ -53,7 +53,7 @@ def test_places_do_not_matter(branch: CompositionBranch) -> None:
 
 def test_extra_parts_light_up(branch: CompositionBranch) -> None:
     features, labels = _scene(9, 6, 5)  # nine of a part where normal images have four or five
-    surplus = branch([features], (SIDE, SIDE)).anomaly_map[0, 0]
+    surplus = branch([features], (SIDE, SIDE)).surplus[0, 0]
     assert 0.3 < surplus[labels == 1].mean() < 0.7
     assert surplus[labels == 1].mean() > 5 * surplus[labels != 1].mean()
     assert surplus.min() >= 0
@@ -65,7 +65,7 @@ def test_where_a_part_is_missing_the_background_stays_dark(branch: CompositionBr
     features, _ = _scene(0, 6, 6)
     output = branch([features], (SIDE, SIDE))
     assert output.score[0] > 2
-    assert output.anomaly_map.max() < 0.25
+    assert output.surplus.max() < 0.25
 
 
 def test_explanation_names_level_and_marks_the_surplus(branch: CompositionBranch) -> None:
@@ -99,7 +99,7 @@ def test_state_dict_carries_everything_and_shapes_are_fixed(branch: CompositionB
 def test_image_of_equal_patches_is_surplus_as_a_whole(branch: CompositionBranch) -> None:
     output = branch([torch.zeros(1, 3, SIDE, SIDE)], (SIDE, SIDE))
     assert output.score[0] > 2
-    torch.testing.assert_close(output.anomaly_map, output.anomaly_map.mean().expand_as(output.anomaly_map))
+    torch.testing.assert_close(output.surplus, output.surplus.mean().expand_as(output.surplus))
 
 
 def test_order_and_batches_do_not_matter() -> None:

@@ -46,15 +46,15 @@ def test_wrong_partner_is_seen_by_the_grid_alone(branch: CompositionBranch) -> N
     assert distances[1].min() > distances[0].max()
 
 
-def test_branch_is_the_larger_reading_in_its_own_unit(branch: CompositionBranch) -> None:
+def test_score_is_the_larger_of_two_histograms_in_their_own_units(branch: CompositionBranch) -> None:
     images = torch.cat([_pair(1, 1, 600), _pair(1, 2, 601), torch.zeros(1, 3, SIDE, SIDE)])
     output = branch([images], (SIDE, SIDE))
     squared = torch.stack([part([images], (SIDE, SIDE))[0] for part in branch.histograms])
     unit = (squared.sqrt() - branch.mean[:, None]) / branch.std[:, None]
     expected = torch.maximum(unit[0], unit[1] - GRID_MARGIN)
     assert torch.allclose(output.score, expected, atol=1e-4)
-    surplus = torch.stack([part([images], (SIDE, SIDE)).surplus for part in branch.histograms])
-    assert torch.equal(output.anomaly_map, surplus.amax(dim=0))
+    whole, cells = (part([images], (SIDE, SIDE)).surplus for part in branch.histograms)
+    assert torch.equal(output.surplus, torch.cat([torch.maximum(whole, cells), cells], dim=1))
 
 
 def test_map_and_explanation_point_into_the_right_cell() -> None:
@@ -63,7 +63,7 @@ def test_map_and_explanation_point_into_the_right_cell() -> None:
         branch.collect([_pair(1, 2, seed)], [f"{seed:03d}.png"], torch.zeros(1, 3, 32, 32))
     branch.finish()
     swapped = torch.cat([_pair(2, 1, 700 + seed) for seed in range(5)])
-    surplus = branch([swapped], (SIDE, SIDE)).anomaly_map[:, 0]
+    surplus = branch([swapped], (SIDE, SIDE)).surplus[:, 0]
     for image, explanation in zip(range(5), branch([swapped], (SIDE, SIDE), (SIDE, SIDE)).explanations, strict=True):
         row, column = divmod(int(surplus[image].argmax()), SIDE)
         assert swapped[image, 1:, row, column].max() > 4  # the map peaks on a part
@@ -149,11 +149,15 @@ def test_few_training_images(count: int) -> None:
     branch.finish()
     good = torch.cat([_pair(1, 2, 300 + seed) for seed in range(20)])
     output = branch([good], (SIDE, SIDE))
-    assert output.anomaly_map.isfinite().all()
+    assert output.surplus.isfinite().all()
     if count < 4:
         whole = branch.histograms[0]([good], (SIDE, SIDE))[0].clamp_min(0).sqrt()
         assert torch.allclose(output.score, whole)
-        assert torch.equal(output.anomaly_map, branch.histograms[0]([good], (SIDE, SIDE)).surplus)
+        surplus = branch.histograms[0]([good], (SIDE, SIDE)).surplus
+        assert torch.equal(
+            output.surplus[:, :2], surplus.expand(-1, 2, -1, -1)
+        )  # also for the other of the whole image
+        assert (output.surplus[:, 2:] == 0).all()
     else:
         assert output.score.median() < 4
     if count == 10:

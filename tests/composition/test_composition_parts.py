@@ -144,7 +144,7 @@ def test_variation_needs_two_images() -> None:
         {"levels": (0,)},
         {"codebooks": 0},
         {"codebook_sizes": ()},
-        {"grids": (1,)},
+        {"grids": (0,)},
         {"grids": 2},
         {"grids": None},
         {"grids": (2.0,)},
@@ -160,7 +160,7 @@ def test_config_refuses(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("grids", "sizes", "expected"),
     [
-        ((2, 4), (), (64, 8)),
+        ((1, 2, 4), (), (64, 64, 8)),
         ((2, 3, 16), (), (64, 19, 2)),
         ((4, 2), (16,), (16, 16)),
         ((4, 2), (16, 32), (16, 32)),
@@ -169,7 +169,7 @@ def test_config_refuses(wrong: dict[str, object]) -> None:
     ],
 )
 def test_codes_of_grids(grids: tuple[int, ...], sizes: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """One number for each grid, one for all, or 512 / n^3."""
+    """One number for each grid, one for all, or 512 / n^3 up to 64."""
     config = CompositionConfig(grids=grids, grid_codebook_sizes=sizes)
     assert config.codes_of_grids == expected
     branch = CompositionBranch([3], [2], replace(config, levels=(3,)))
