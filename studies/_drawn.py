@@ -29,7 +29,7 @@ from anomalib_npgmf.composition.model import GRID_MARGIN
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.merging.composition import BRANCH_MARGIN, CELL_LEAD, CELL_WEIGHT, WHOLE_LEAD, WHOLE_WEIGHT
+from anomalib_npgmf.merging.composition import CELL_LEAD, CELL_WEIGHT, LEAD_MARGIN, WHOLE_LEAD, WHOLE_WEIGHT
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
@@ -220,7 +220,7 @@ def collect(
         extra: What else the results file holds.
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
-    rule = [GRID_MARGIN, BRANCH_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
+    rule = [GRID_MARGIN, LEAD_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
     settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
     former = result.get("settings", settings)
     if former != settings:

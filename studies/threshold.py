@@ -20,7 +20,6 @@ from _common import Row, options
 from _drawn import DEFAULTS, PHOTOGRAPHS, collect, composition_model, data_of, long
 from torch import Tensor
 
-from anomalib_npgmf.merging.composition import BRANCH_MARGIN
 from anomalib_npgmf.merging.rule import BRANCHES
 from anomalib_npgmf.merging.threshold import deviations
 
@@ -77,7 +76,7 @@ def part_scores(maps: Mapping[str, Tensor], subset: Tensor, cv_stats: list[float
     squares += ((own - own.mean()) ** 2).sum() + count * len(own) / total * (mean - own.mean()) ** 2
     found["composition"] = (composed - centre) / (squares / (total - 1)).sqrt()
     score = (merged - merged[subset].mean()) / merged[subset].std()
-    found["merged"] = (score - BRANCH_MARGIN).maximum(found["composition"])
+    found["merged"] = score.maximum(found["composition"])
     return found
 
 

@@ -12,7 +12,7 @@ from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. In standard deviations. For
 # histograms of cells and of the whole image: the raise of the map per standard deviation of the lead, where the surplus
 # is one, and the lead beyond which the map is not raised further.
-BRANCH_MARGIN = -0.5  # subtracted from the branches' score
+LEAD_MARGIN = 0.5  # by which a histogram's score has to exceed the branches' to raise the map
 CELL_WEIGHT, CELL_LEAD = 240.0, 1.0
 WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0
 
@@ -33,14 +33,12 @@ class CompositionMerger(nn.Module):
     """Adds the composition to the merged map of the branches; an addition to the paper.
 
     The image score is the larger of two scores, that of the branches and that of the composition, each standardised by
-    mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S + 1/2`` for the
-    branches' map S and ``c = (C - mu_C) / sd_C`` for the composition score C, the largest of its histograms. Half a
-    standard deviation is added to s because C is a maximum of several scores; so the composition hides less of the
-    damage that the branches see.
+    mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S`` for the branches'
+    map S and ``c = (C - mu_C) / sd_C`` for the composition score C, the largest of its histograms.
 
     The merged map is ``max(S', min(S', q) + max_h w_h r_h min(max(g_h, 0), b_h))`` for the standardised map
     ``S' = (S - mu_S) / sd_S``, the surplus r_h of each histogram h and the 0.95 quantile q of S' over the pixels of
-    normal images. ``g_h = c_h - max(s, 0)`` is the lead of the histogram's score over the branches. Where it is
+    normal images. ``g_h = c_h - max(s + 1/2, 0)`` is the lead of the histogram's score over the branches. Where it is
     positive, pixels with surplus are raised, the more the larger it is, up to b_h; no pixel is lowered. Histograms of
     cells rarely have a lead on normal images, so their weight is large and a lead of one standard deviation counts in
     full (w = 240, b = 1); those of the whole image have more false leads (45 and 2).
@@ -51,7 +49,7 @@ class CompositionMerger(nn.Module):
     Attributes:
         mean: mu_S and mu_C, of max S and of C over normal images.
         std: Their standard deviations sd_S and sd_C.
-        margins: Standard deviations subtracted from the scores of the branches and of the composition: -0.5 and 0; in
+        margins: Standard deviations subtracted from the scores of the branches and of the composition: none; in
             checkpoints from before version 0.2, 0 and 0.25.
         weight: w_h, [M].
         largest_lead: b_h, [M].
@@ -62,7 +60,7 @@ class CompositionMerger(nn.Module):
         >>> merger.calibrate(torch.tensor([4.0, 6.0]), torch.tensor([0.5, 1.5]), normal_level=2.0)
         >>> branches, surplus = torch.tensor([[[[5.0, 7.0]]]]), torch.tensor([[[[0.1, 0.0]]]])
         >>> merged = merger(branches, merger.raised(surplus, torch.tensor([[4.0]]), branches), torch.tensor([[4.0]]))
-        >>> round(merged.scores.item(), 4)  # of the composition, (4 - 1) / 0.7071; of the branches 2 / 1.4142 + 0.5
+        >>> round(merged.scores.item(), 4)  # of the composition, (4 - 1) / 0.7071; of the branches 2 / 1.4142
         4.2426
         >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * min(2.3284, 2)
         [6.8787, 1.4142]
@@ -79,7 +77,7 @@ class CompositionMerger(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("std", torch.ones(2))
-        self.register_buffer("margins", torch.tensor([BRANCH_MARGIN, 0.0]))
+        self.register_buffer("margins", torch.zeros(2))
         self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
         self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
         self.register_buffer("normal_level", torch.tensor(0.0))
@@ -152,7 +150,7 @@ class CompositionMerger(nn.Module):
         """
         lead = self._standardised(scores)
         if branches is not None:
-            lead = lead - self.of_peaks(branches.amax(dim=(1, 2, 3))).relu().unsqueeze(-1)
+            lead = lead - (self.of_peaks(branches.amax(dim=(1, 2, 3))) + LEAD_MARGIN).relu().unsqueeze(-1)
         raise_by = self.weight * lead.relu().minimum(self.largest_lead)
         return (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
 

@@ -155,10 +155,10 @@ def test_which_branch_dominates_and_on_what_scale() -> None:
         "composition": torch.cat([spot(0, 0, 1.0) - 1, spot(0, 0, 2.0) - 1, spot(0, 0, 2.0) - 1]),
         "composition_scores": torch.tensor([[9.0], [9.0], [13.0]]),
     }
-    # in sd: branches 9, 27 and 9 at their peaks, and 0.5 sd more; composition 7, 7 and 11
+    # in sd: branches 9, 27 and 9 at their peaks, ; composition 7, 7 and 11
     assert dominant_part(merger, maps) == ["logical", "structural", "composition"]
     scores = part_scores(merger, maps)  # on the scale of the merged score, which the larger of two decides
-    assert scores["logical"].tolist() == pytest.approx([9 / 2**0.5 + 0.5] * 3, rel=0.05)
+    assert scores["logical"].tolist() == pytest.approx([9 / 2**0.5] * 3, rel=0.05)
     assert scores["composition"].tolist() == pytest.approx([7 / 2**0.5, 7 / 2**0.5, 11 / 2**0.5])
     parts = merger.calibrated_maps(maps)
     assert float(parts["composition"][0].max()) == 0  # no surplus
