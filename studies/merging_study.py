@@ -113,14 +113,14 @@ RULES: dict[str, Change] = {
     "structural branch": part("structural"),
     "composition": part("composition"),
     "as in the model": constant("margins"),
-    **{f"score: branches {margin:+}": constant("margins", -margin) for margin in (1.0, 0.25, 0.0, -0.5)},
+    **{f"score: branches {margin:+}": constant("margins", -margin) for margin in (0.5, -0.5)},
     "score: without 64 codes of the whole image": without(1),
     "score: without 2 x 2": without(2),
     "score: without 4 x 4": without(3),
-    **{f"map: cells' weight {w:.0f}": constant("weight", None, None, w, w) for w in (60.0, 120.0, 480.0)},
+    **{f"map: cells' weight {w:.0f}": constant("weight", None, None, w, w) for w in (120.0, 480.0)},
     "map: cells' lead up to 2": constant("largest_lead", None, None, 2.0, 2.0),
-    **{f"map: whole image's weight {w:.0f}": constant("weight", w, w) for w in (0.0, 20.0, 90.0)},
-    **{f"map: whole image's lead up to {lead:.0f}": constant("largest_lead", lead, lead) for lead in (1.0, 4.0)},
+    **{f"map: whole image's weight {w:.0f}": constant("weight", w, w) for w in (0.0, 90.0)},
+    "map: whole image's lead up to 4": constant("largest_lead", 4.0, 4.0),
     "map: surplus of all by the largest lead": shared,
 }
 

@@ -84,8 +84,8 @@ def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None
     merger = CompositionMerger([1])
     merger.margins.copy_(torch.tensor([0.0, 0.25]))
     merger.calibrate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), normal_level=1.0)
-    # Uniform below the composition's score: a normal peak above it, one time in six, would leave it no lead to show.
-    branches, surplus, distance = 2.5 * torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([[3.0]])
+    # Below the mean, so that the composition has a lead to show.
+    branches, surplus, distance = 1.5 * torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8), torch.tensor([[3.0]])
     raised = merger.raised(surplus, distance, branches)
     expected = merger(branches, raised, distance)
     score = torch.maximum(branches.max() - 2.0, torch.tensor(3.0 - 2.0 - 0.25))  # mean 2, standard deviation 1
