@@ -208,6 +208,8 @@ def collect(
     args: argparse.Namespace,
     rows_of: Callable[[Cells], list[Row]],
     measure: Callable[[str, int], Any],
+    *,
+    merged: bool = False,
     **extra: object,
 ) -> None:
     """Measure every category and seed that the results file lacks, and write the file after each.
@@ -217,11 +219,13 @@ def collect(
         args: Command line.
         rows_of: Rows of the table from the cells.
         measure: Returns the cell (names, columns, values) of a category and a seed.
+        merged: Whether the cells depend on how the composition is merged; cells of two rules are not mixed.
         extra: What else the results file holds.
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
-    rule = [GRID_MARGIN, LEAD_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
-    settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
+    if merged:
+        rule = [GRID_MARGIN, LEAD_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
+        settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
     former = result.get("settings", settings)
     if former != settings:
         raise SystemExit(f"{args.out / name}.json was measured with {former}, not {settings}; give another --out.")

@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace) -> None:
         return measure_one(args, name, seed, int(count))
 
     args.categories = [f"{category} {count}" for count, category in product(args.counts, args.categories)]
-    collect("learning_curve", args, table_rows, cell)
+    collect("learning_curve", args, table_rows, cell, merged=True)
 
 
 def draw(args: argparse.Namespace) -> None:

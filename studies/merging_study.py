@@ -67,7 +67,7 @@ def constant(name: str, *values: float | None) -> Change:
 
 
 def without(histogram: int) -> Change:
-    """Leave a histogram out."""
+    """Leave a histogram out; mean and standard deviation of the score, and its surplus in the map, stay."""
 
     def change(merger: MapMerger, maps: Maps) -> None:
         del merger
@@ -141,7 +141,7 @@ def main() -> None:
         repeated = category == PHOTOGRAPHS and seed != args.seeds[0]  # only drawn images differ
         return {} if repeated else measure(args, category, seed)
 
-    collect("merging_study", args, lambda cells: photographs_and_drawn(cells, "rule"), cell)
+    collect("merging_study", args, lambda cells: photographs_and_drawn(cells, "rule"), cell, merged=True)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
     args = options(__doc__, epochs=12, root=Path, photographs=Path, seeds=[100], categories=categories)
-    collect("threshold", args, table_rows, lambda category, seed: measure(args, category, seed))
+    collect("threshold", args, table_rows, lambda category, seed: measure(args, category, seed), merged=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from anomalib_npgmf.precision import in_single_precision
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
 _MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may have too small a spread
 _MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
-_DISABLED = 1e6  # mean distance that disables all but the whole-image histograms: their scores are never the largest
+_DISABLED = 1e6  # mean distance that disables all but the first histogram: their scores are never the largest
 
 
 class CompositionOutput(NamedTuple):

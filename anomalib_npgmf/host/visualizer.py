@@ -91,8 +91,8 @@ class NpgmfVisualizer(ImageVisualizer):
 
     The maps of the parts are on the scale of the merged map. What is normal stays clear, and what reaches the threshold
     is outlined in white. The title gives score and label, and names the branch that determines the score. Where that is
-    the composition branch, a second line names the codebook entry that occurs too often or too rarely. It
-    is outlined in the map, and patches of it in normal images are shown.
+    the composition branch, a second line names the codebook entry that occurs too often or too rarely. It is
+    outlined in the map, and patches of it in normal images are shown.
 
     Args:
         **kwargs: See `anomalib.visualization.ImageVisualizer`; ``field_size`` and ``output_dir`` are used.

@@ -27,7 +27,7 @@ def run(out: Path, **changes: Any) -> list[str]:
         done.append(f"{category}/{seed}")
         return {"variant": {"AUROC": 50.0}}
 
-    collect("study", arguments(out, **changes), lambda cells: [{"cells": len(cells)}], measure)
+    collect("study", arguments(out, **changes), lambda cells: [{"cells": len(cells)}], measure, merged=True)
     return done
 
 
