@@ -43,6 +43,13 @@ def test_each_histogram_marks_its_own_surplus() -> None:
         torch.testing.assert_close(raised, merger.calibrated_maps(found)["composition"])
 
 
+def test_a_lead_is_what_exceeds_the_branches_by_half_a_standard_deviation() -> None:
+    maps = {"logical": torch.full((1, 1, 32, 32), 3.0), "composition": torch.full((1, 2, 32, 32), 0.1)}  # s = 1
+    for score, lead in ((32.0, 0.0), (45.0, 1.0)):  # c = 1.2 and 2.5
+        merged = composed(-2.0)(maps | {"composition_scores": torch.tensor([[score, 0.0]])})
+        torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), max(1.0, -2.0 + 45 * 0.1 * lead)))
+
+
 @settings(max_examples=50, deadline=None)
 @given(whole=st.floats(0, 1e4), cells=st.floats(0, 1e4), level=st.floats(-3, 3), seed=st.integers(0, 99))
 def test_the_composition_never_hides_what_a_branch_marks(whole: float, cells: float, level: float, seed: int) -> None:
