@@ -13,7 +13,9 @@ CHECKPOINT = "--ckpt_path results/Npgmf/bracket/latest/weights/lightning/model.c
 
 
 def assert_few_lines_and_no_message_of_a_library(output: str, lines: int) -> None:
-    assert len(output.splitlines()) <= lines, output
+    """A line per wrong picture is not counted: how many there are depends on the pictures that the run draws."""
+    counted = [line for line in output.splitlines() if not re.match(r" *(false alarm|miss): ", line)]
+    assert len(counted) <= lines, output
     assert not re.search(r"\w+Warning:", output), output  # of Python; the host's on an empty subset concerns these data
 
 
