@@ -95,7 +95,7 @@ class NpgmfModel(nn.Module):
             config.structural_weight,
             blur=gaussian_blur(config.logical_image_size),
             maximum=config.merging == "maximum",
-            composition=None if config.composition is None else (1, *config.composition.grids),
+            composition=None if self.composition is None else self.composition.grids,
             output_size=config.image_size,
         )
 

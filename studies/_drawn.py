@@ -226,7 +226,7 @@ def collect(
     if merged:
         rule = [GRID_MARGIN, LEAD_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
         settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
-    former = result.get("settings", settings)
+    former = result.get("settings") if result.get("cells") else settings
     if former != settings:
         raise SystemExit(f"{args.out / name}.json was measured with {former}, not {settings}; give another --out.")
     cells: Cells = result.get("cells", {})

@@ -150,7 +150,7 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    categories = ["sorting_tray", "loose_screws", PHOTOGRAPHS]
+    categories = ["sorting_tray", PHOTOGRAPHS]
     lists: dict[str, list[Any]] = {"seeds": [100], "categories": categories, "counts": list(COUNTS)}
     run_part(__doc__, measure, draw, epochs=12, root=Path, photographs=Path, **lists)
 

@@ -70,6 +70,7 @@ class CompositionBranch(nn.Module):
         config: Settings; the levels must be its `CompositionConfig.levels`.
 
     Attributes:
+        grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
         mean: Mean distance of normal images, one value per histogram (whole image, then grids), [M], from
             cross-validation over the training images.
         std: Its standard deviation.
@@ -109,9 +110,10 @@ class CompositionBranch(nn.Module):
             for grid, codes in zip(config.grids, config.codes_of_grids, strict=True)
         ]
         self.histograms = nn.ModuleList(histograms)
+        self.grids = tuple(part.grid for part in histograms)
         self.register_buffer("mean", torch.zeros(len(histograms)))
         self.register_buffer("std", torch.ones(len(histograms)))
-        margin = torch.tensor([GRID_MARGIN if part.grid > 1 else 0.0 for part in histograms])
+        margin = torch.tensor([GRID_MARGIN if grid > 1 else 0.0 for grid in self.grids])
         self.register_buffer("margin", margin, persistent=False)
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
@@ -177,14 +179,14 @@ class CompositionBranch(nn.Module):
         scores = self._standardise(torch.stack([part.squared.clamp_min(0).sqrt() for part in found], dim=-1))
         used = (self.mean < _DISABLED).view(-1, 1, 1)
         surplus = torch.cat([part.surplus for part in found], dim=1) * used
-        whole = torch.tensor([part.grid == 1 for part in self._all()], device=surplus.device).view(-1, 1, 1)
-        surplus = torch.where(whole, surplus.amax(dim=1, keepdim=True), surplus)
+        largest = surplus.amax(dim=1, keepdim=True)
+        shown = [own if grid > 1 else largest for grid, own in zip(self.grids, surplus.split(1, dim=1), strict=True)]
         explanations = []
         if mask_size is not None:
             for image, winner in enumerate(scores.argmax(dim=-1).tolist()):
                 levels = [self.levels[index] for index in self._all()[winner].inputs]
                 explanations.append(explain(found[winner].evidence, image, levels, mask_size))
-        return CompositionOutput(scores, surplus, explanations)
+        return CompositionOutput(scores, torch.cat(shown, dim=1), explanations)
 
     def _all(self) -> list[CodeHistograms]:
         return [part for part in self.histograms if isinstance(part, CodeHistograms)]

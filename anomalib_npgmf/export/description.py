@@ -20,7 +20,7 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
     """
     merger = module.model.merger
     post: Any = module.post_processor
-    statistics = {
+    statistics: dict[str, dict[str, Any]] = {
         branch: {"mean": mean, "std": std}
         for branch, mean, std in zip(BRANCHES, merger.mean.tolist(), merger.std.tolist(), strict=True)
         if module.settings.branches in ("both", branch)
@@ -35,6 +35,8 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         margins = merger.composition.margins.tolist()
         for part, margin in zip(("branches", "composition"), margins, strict=True):
             statistics[part]["margin"] = margin
+        for name in ("weight", "largest_lead"):
+            statistics["composition"][name] = getattr(merger.composition, name).tolist()
     normalised = getattr(post, "enable_normalization", False)
     return {
         "version": anomalib_npgmf.__version__,
