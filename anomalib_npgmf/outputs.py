@@ -26,9 +26,9 @@ class BranchMaps(NamedTuple):
     """Raw results of the branches for a batch.
 
     Attributes:
-        maps: Raw anomaly map of each branch in use, ``"logical"`` [B, 1, H, W], ``"structural"`` [B, 1, h, w] and
-            ``"composition"`` [B, M, H, W], a surplus for each histogram; with the latter ``"composition_scores"``,
-            [B, M], see `CompositionOutput`.
+        maps: By branch, if in use: anomaly maps ``"logical"`` [B, 1, H, W] and ``"structural"`` [B, 1, h, w]; for the
+            composition the surplus maps ``"composition"`` [B, M, H, W] and the scores ``"composition_scores"`` [B, M]
+            of its M histograms, see `CompositionOutput`.
         reconstruction: Image from the logical branch's decoder, [B, 3, H, W], normalised like the input; ``None``
             without that branch, without ``details``, or where its map was known.
         explanations: What is abnormal about the composition of each image, with a mask of the size of the input; empty

@@ -24,12 +24,12 @@ SMOOTHING_SIGMA = 4.0  # pixels of a map of 256 x 256
 class NpgmfModel(nn.Module):
     """The whole model. In training mode `forward` gives losses, in evaluation mode an anomalib ``InferenceBatch``.
 
-    Backbones start with random weights: call `load_weights` or load a state dict. A structural branch needs its bank
-    collected (``model.structural.bank``), and maps merge only after ``model.merger.calibrate``.
+    Backbones start with random weights: call `load_weights` or load a state dict. Before maps can be merged, structural
+    and composition branch must be fitted (``collect``, then ``finish``) and the merger must be calibrated
+    (`anomalib_npgmf.merging.calibrate`).
 
     Args:
         config: What to build; a level that a network lacks gives a ValueError.
-        text_dim: Length of the text embedding; ``None`` for that of ``config.logical.clip_model``.
 
     Attributes:
         mean: Mean of each channel by which input images are normalised: that of the logical branch's network, or of the
@@ -49,7 +49,7 @@ class NpgmfModel(nn.Module):
     mean: tuple[float, ...] = Backbone.mean  # default for .pt files of old versions, which stored no mean
     std: tuple[float, ...] = Backbone.std
 
-    def __init__(self, config: ModelConfig, text_dim: int | None = None) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.logical: LogicalBranch | None = None
@@ -68,8 +68,7 @@ class NpgmfModel(nn.Module):
                 [rectified[i] for i in self._logical_inputs],
                 config.logical_image_size,
                 config.text_prior,
-                text_dim,
-                config.logical,
+                config=config.logical,
             )
         if config.branches != "logical" and not config.shares_backbone:
             # The composition branch reads this network too.

@@ -190,7 +190,7 @@ def folder() -> str:
 
 def main() -> None:
     found, priors = maps_of("synthetic", "ablation"), maps_of("mobilenet", "mobilenet_ablation")
-    # of the thresholds every rule for the whole model, the model's own for each part
+    # every rule for the merged score; for single branches only the model's own rule, 1 in 100
     thresholds = [r for r in measured("threshold")["rows"] if r["part"] == "merged" or r["threshold"] == "1 in 100"]
     content = {
         "claims": claims(found, CLAIMS),

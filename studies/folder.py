@@ -4,7 +4,7 @@
 
 FOLDER holds categories in the layout of MVTec AD: ``train/good``, ``test`` and ``ground_truth``. For each of them this
 runs the command that the results file keeps: preset small with all defaults, in a folder of its own. ``announced`` is
-the time that the command says it will still take (see `Duration`), over the time from there to its end.
+the ratio of the remaining time that the command estimates (see `Duration`) to the time that it then takes.
 """
 
 from __future__ import annotations

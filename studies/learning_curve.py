@@ -6,9 +6,8 @@
 Trains preset small with the composition branch on random subsets of the 300 training images of drawn categories, on a
 development seed of SyntheticLOCO, and of MVTec LOCO AD's juice_bottle in FOLDER. Calibration and test images stay the
 same (20 and 33 calibration images). Small subsets are trained for more than ``--epochs``, so that all of them get at
-least the gradient steps of 60 images. False alarms are good test images above the default threshold; values are per
-cent, times are
-seconds of making and fitting the model.
+least the gradient steps of 60 images. False alarms are good test images above the default threshold. Values are per
+cent; times are the seconds that building and fitting the model takes.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import torch
 from _common import ROOT, Row, measured, run_part
 from _drawn import PHOTOGRAPHS, collect, composition_model, data_of, long, scores
 from anomalib.data import AnomalibDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def subset_of(args: argparse.Namespace, category: str, seed: int, count: int) ->
     """The images of a category with a random subset of the training images."""
     data = data_of(args, category, seed, COUNTS[-1])
     data.prepare_data()
-    data.setup()
+    data.setup(TrainerFn.FITTING)  # without a stage, the trainer would set the data up again, with all images
     samples = data.train_data.samples
     data.train_data.samples = samples.sample(min(count, len(samples)), random_state=seed).reset_index(drop=True)
     return data

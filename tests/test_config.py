@@ -71,6 +71,13 @@ def test_sharing_follows_the_choices(overrides: dict[str, Any], shared: bool) ->
     assert resolve("small", overrides).shares_backbone is shared
 
 
+def test_weights_that_no_network_takes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"belong to structural_backbone, which is not set: both branches use tf_eff"):
+        resolve("small", {"structural_backbone_weights": "file.pth"})
+    assert resolve("small", {"structural_backbone_weights": "random"}).structural_backbone is None
+    assert resolve("paper", {"structural_backbone_weights": "file.pth"}).structural_backbone_weights == "file.pth"
+
+
 def test_a_single_size_moves_both_where_one_pass_is_shared() -> None:
     assert resolve("small", {"logical_image_size": 128}).structural_image_size == (128, 128)
     assert resolve("paper", {"logical_image_size": 128}).structural_image_size == (512, 512)

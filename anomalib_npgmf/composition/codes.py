@@ -63,7 +63,7 @@ class SoftCodes(nn.Module):
             names = "codebook_sizes or grid_codebook_sizes"
             msg = f"{size} codes need as many patches, but there are {len(patches)}; lower {names}."
             raise ValueError(msg)
-        # Whitening and projection are linear, and <A x, c> = <x, A' c>: codes can take in the map A.
+        # <A x, c> = <x, A' c>: whitening and projection are folded into the codes, so that `forward` needs neither.
         whitening = _whitening(_sample(patches, 0)) if self._whiten else None
         for book in range(books):
             sample = _sample(patches, book)

@@ -1,4 +1,4 @@
-"""What a code stands for: normal patches that belong to it, and how many regions of it a normal image has."""
+"""Examples of a code: image crops from normal images, and how many regions of it a normal image has."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CodeExamples(nn.Module):
         self.regions.copy_(torch.stack([mean, deviation], dim=-1))
 
     def usual_regions(self, book: int, code: int) -> int | None:
-        """Number of regions of a code in a normal image, ``None`` where normal images differ or it is not known."""
+        """Usual number of regions of a code in a normal image; ``None`` if it varies, is zero or is not known."""
         mean, deviation = self.regions[book, code].tolist()
         usual = round(mean)
         return usual if usual >= 1 and deviation <= _STEADY and abs(mean - usual) <= _STEADY / 2 else None

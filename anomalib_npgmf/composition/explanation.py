@@ -19,18 +19,17 @@ class Explanation(NamedTuple):
     Attributes:
         level: Backbone level of the code.
         codebook_size: How many codes its codebook has.
-        codebook: Index of its codebook among those of that level and size.
         code: Index in the codebook.
-        share: Share of the patches of the place that are assigned to the code, in [0, 1].
-        normal_share: Usual share on normal images, see `Evidence.normal_shares` of `histogram`.
-        mask: Patches of the place that belong to the code, boolean [H, W].
-        place: Cell of the grid in words, "image" for the whole image.
+        share: Share of the patches in the cell that are assigned to the code, in [0, 1].
+        normal_share: Its usual value on normal images, see `anomalib_npgmf.composition.histogram.Evidence`.
+        mask: Where in the cell the code is, boolean [H, W].
+        place: The cell in words; "image" for the whole image.
         patches: Normal patches that belong to the code, RGB, [3, 3, 32, 32] uint8; ``None`` if they are not known.
         regions: Number of connected regions of the code in the image and in normal ones; ``None`` where normal images
             differ in it, and for cells.
 
     Example:
-        >>> explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
+        >>> explanation = Explanation(4, 16, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
         >>> explanation.text
         'composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)'
         >>> explanation._replace(regions=(5, 6)).text
@@ -39,7 +38,6 @@ class Explanation(NamedTuple):
 
     level: int
     codebook_size: int
-    codebook: int
     code: int
     share: float
     normal_share: float
@@ -64,7 +62,7 @@ class Explanation(NamedTuple):
 
         Example:
             >>> mask = torch.zeros(2, 2, dtype=torch.bool)
-            >>> Explanation(4, 16, 0, 7, 0.02, 0.05, mask, "lower left quarter").reason
+            >>> Explanation(4, 16, 7, 0.02, 0.05, mask, "lower left quarter").reason
             'less of code 7 than normal in the lower left quarter (2.0 % instead of 5.0 %)'
         """
         where = "" if self.place == "image" else f" in the {self.place}"
@@ -104,7 +102,6 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
     return Explanation(
         level=levels[number],
         codebook_size=codes,
-        codebook=book,
         code=code,
         share=float(found.shares[image][place]),
         normal_share=float(found.normal_shares[place]),
@@ -113,24 +110,6 @@ def explain(evidence: Sequence[Evidence], image: int, levels: Sequence[int], siz
         patches=examples.patches[book, code] if examples is not None and bool(examples.patches.any()) else None,
         regions=None if usual is None else (component_counts(found.memberships[image, book])[code], usual),
     )
-
-
-def third_of(row: int, column: int, height: int, width: int) -> str:
-    """Name the third of a plane, vertically and horizontally, in which a position lies.
-
-    Args:
-        row: Its row, from the top.
-        column: Its column, from the left.
-        height: Rows.
-        width: Columns.
-
-    Example:
-        >>> third_of(0, 99, 100, 100), third_of(50, 50, 100, 100)
-        ('upper right', 'centre')
-    """
-    vertical = ("upper", "middle", "lower")[3 * row // height]
-    horizontal = ("left", "centre", "right")[3 * column // width]
-    return "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
 
 
 def place_of(row: int, column: int, grid: int) -> str:

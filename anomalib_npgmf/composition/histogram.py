@@ -149,13 +149,16 @@ class CodeHistograms(nn.Module):
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> HistogramOutput:
         """Compute distance and map.
 
-        The surplus is the relative excess of a code. For code k in a cell it is ``max(0, s - m) / s``, with the share s
-        of the cell's patches here and the share m in normal images: one sixth for six objects instead of five, one for
-        an object that never occurs. It is weighted by ``c / max c``. The contribution c of the code to the squared
-        distance is small where normal images vary in it; the maximum is over all codes, cells and levels of the image.
-        The value of a patch is the sum over the codes of membership times surplus, averaged over codebooks, sizes and
-        the two finest levels; patches of coarser levels would mark the surroundings as well. A missing object only
-        raises the share of what lies in its place.
+        The surplus map is computed in three steps.
+
+        1. The excess of a code in a cell is ``max(0, s - m) / s``, with its share s in this image and its usual share m
+           in normal images: 1/6 for six objects instead of five, 1 for an object that normal images never show.
+        2. It is multiplied by ``max(0, c) / max c``, where c is the code's contribution to the squared distance (small
+           where normal images vary) and the maximum is over all contributions in this image.
+        3. A patch gets the sum over the codes of membership times weighted excess, averaged over codebooks, sizes and
+           the two finest levels; coarser patches would also mark the surroundings.
+
+        A missing object leaves no excess of its own; only what is seen in its place gets a larger share.
 
         Args:
             features: Map [B, C, h, w] of each level.

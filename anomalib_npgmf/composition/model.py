@@ -26,9 +26,9 @@ from anomalib_npgmf.distributed import broadcast_from_rank0, process_rank, raise
 from anomalib_npgmf.precision import in_single_precision
 
 GRID_MARGIN = 0.5  # standard deviations; chosen on development seeds, see docs/findings.md
-_MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean: a few images may have too small a spread
-_MIN_IMAGES = 4  # for cross-validation: of three images two are left, too few for a covariance
-_DISABLED = 1e6  # mean distance that disables all but the first histogram: their scores are never the largest
+_MIN_RELATIVE_STD = 0.05  # lower bound on standard deviation / mean, for few images; as in merging/statistics.py
+_MIN_IMAGES = 4  # below it there is no standardisation: cross-validation would fit a covariance to two images
+_DISABLED = 1e6  # stored as mean distance of a histogram that is not used; its score is then never the largest
 
 
 class CompositionOutput(NamedTuple):
@@ -37,9 +37,11 @@ class CompositionOutput(NamedTuple):
     Attributes:
         scores: Score of each image for each histogram, [B, M]: the standardised distance (a z-score) minus the margin.
             Negative for typical images.
-        surplus: What occurs too often, for each histogram, [B, M, H, W], in [0, 1], see `CodeHistograms.forward`. For
-            those of the whole image it is the maximum over all histograms, since cells know better where it is.
-        explanations: The code that contributes most to each image's distance; empty unless asked for.
+        surplus: Surplus map of each histogram, [B, M, H, W], in [0, 1]: where codes occur too often, see
+            `CodeHistograms.forward`. Histograms of the whole image get the maximum over all histograms, because those
+            of grid cells localise better.
+        explanations: One per image: the code and cell that contribute most to the histogram with the largest score;
+            empty without ``mask_size``.
     """
 
     scores: Tensor
@@ -55,11 +57,11 @@ class CompositionOutput(NamedTuple):
 class CompositionBranch(nn.Module):
     """Code histograms of the whole image, and of each cell of grids.
 
-    Whole-image histograms ignore positions: the first, of small codebooks, counts best, one in whitened features finds
-    colours that do not go together. Histograms of grid cells find objects in the wrong place and wrong combinations.
-    The distance of each is standardised by its mean and standard deviation over normal images, and the largest is the
-    score. Scores of cells are lowered by half a standard deviation, which limits false alarms. With fewer than four
-    training images nothing is standardised, and only the first histogram is used.
+    Histograms of the whole image ignore positions. The first, of small codebooks, finds wrong numbers of objects; one
+    in whitened features finds colours that do not go together. Histograms of grid cells find objects in the wrong place
+    and wrong combinations. Each distance is standardised by its mean and standard deviation over normal images; the
+    score is the largest of them. Half a standard deviation is subtracted for grid cells, against false alarms. With
+    fewer than four training images only the first histogram is used, without standardisation.
 
     The map shows what occurs too often. It cannot show what is missing; the logical branch can, where objects have
     fixed positions.

@@ -117,7 +117,7 @@ def embed_category(module: "Npgmf", category: str) -> None:
     Without effect for other text priors.
 
     Raises:
-        ValueError: If neither caption nor category is known.
+        ValueError: If neither a prompt nor the category is known.
     """
     if module.model.logical is None or module.settings.text_prior != "clip":
         return

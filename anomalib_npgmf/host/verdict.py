@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from anomalib_npgmf.composition.explanation import third_of
 from anomalib_npgmf.host.compat import upright_size
 from anomalib_npgmf.host.visualizer import dominant_part, maps_of
 from anomalib_npgmf.merging.rule import MapMerger
@@ -230,6 +229,24 @@ def _place(plane: Tensor, scale: tuple[float, float]) -> str:
     row, column = divmod(int(plane.argmax()), plane.shape[1])
     where = third_of(row, column, *plane.shape)
     return f"{where} (x {round((column + 0.5) * scale[0])}, y {round((row + 0.5) * scale[1])})"
+
+
+def third_of(row: int, column: int, height: int, width: int) -> str:
+    """Name the third of a plane, vertically and horizontally, in which a position lies.
+
+    Args:
+        row: Its row, from the top.
+        column: Its column, from the left.
+        height: Rows.
+        width: Columns.
+
+    Example:
+        >>> third_of(0, 99, 100, 100), third_of(50, 50, 100, 100)
+        ('upper right', 'centre')
+    """
+    vertical = ("upper", "middle", "lower")[3 * row // height]
+    horizontal = ("left", "centre", "right")[3 * column // width]
+    return "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
 
 
 def printable(name: str) -> str:

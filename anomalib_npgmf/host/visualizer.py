@@ -1,4 +1,4 @@
-"""Visualization of images with the map of each branch; passes these maps from the model to the visualizer."""
+"""Draws each image with the map of every branch, and finds the branch that decides its score."""
 
 from pathlib import Path
 from typing import Any

@@ -176,7 +176,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def renew(self, z: Tensor, generator: torch.Generator, *, restart: bool) -> int:
-        """Replace dead codes by random vectors of ``z`` if ``restart``. In any case the counts are reset.
+        """Reset the usage counts and, if ``restart``, first replace dead codes by random vectors of ``z``.
 
         In a distributed run vectors of all processes are drawn, and all processes get the same codes.
 

@@ -45,8 +45,8 @@ class LogicalConfig:
             every map from level 4 on. At 256 pixels both agree.
         codebook_init: ``"data"`` starts the codes at k-means centres of features of a sample of training images,
             ``"normal"`` at standard normal vectors (the literal reading, with which most codes stay unused).
-        codebook_restart: Whether codes used for less than one in a thousand vectors are replaced by random features
-            after each epoch.
+        codebook_restart: Whether dead codes, those nearest to fewer than one in a thousand vectors, are replaced by
+            random features after each epoch.
         fusion: ``"proj"`` projects the concatenation to the level's channels before the LeWin blocks, ``"concat"``
             (the literal reading) runs them at the concatenated width.
         fusion_depth: LeWin blocks per fusion; every second one has shifted windows.

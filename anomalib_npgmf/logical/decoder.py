@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         config: Remaining settings.
 
     Raises:
-        ValueError: If ``config.decoder_blocks`` has not one number for each level, or windows cannot tile a map.
+        ValueError: If ``config.decoder_blocks`` does not have one number per level, or windows cannot tile a map.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class LogicalBranch(nn.Module):
         rectified: Whether each level's features are non-negative.
         image_size: Height and width of the image that the encoder sees.
         text_prior: ``"clip"``, ``"learned"``, ``"random"`` or ``"none"``.
-        text_dim: Length of the text embedding; ``None`` for that of ``config.clip_model``.
+        text_dim: Length of the embedding; ``None`` for that of ``config.clip_model``, or 512 where no CLIP is used.
         config: Architecture and loss.
 
     Raises:
@@ -82,7 +82,7 @@ class LogicalBranch(nn.Module):
         self.config = config
         self.levels = tuple(levels)
         self.image_size = image_size
-        self.vq_levels = tuple(level for level in config.vq_levels if level in self.levels)
+        self.vq_levels = config.vq_levels
         for name, chosen in (("vq_levels", config.vq_levels), ("loss_levels", config.loss_levels or ())):
             if unknown := [level for level in chosen if level not in self.levels]:
                 msg = f"{name} {unknown} are not among the encoder's levels {self.levels}."
@@ -230,9 +230,9 @@ class LogicalBranch(nn.Module):
         broadcast_from_rank0([*statistics, *(self._codebook(level).codes for level in self.vq_levels)])
 
     def codebook_statistics(self) -> dict[str, float]:
-        """Perplexity and number of dead codes per level in this epoch.
+        """Perplexity and number of dead codes per level since the last reset.
 
-        Call it at the end of an epoch: the next training pass replaces dead codes and resets the counts.
+        Marks the end of an epoch: after this call the next training pass replaces dead codes and resets the counts.
         """
         statistics: dict[str, float] = {}
         for level in self.vq_levels:

@@ -121,10 +121,10 @@ def _load_text_tower(model: nn.Module, state: Mapping[str, Tensor], source: str,
 
 
 class TextPrior(nn.Module):
-    """Global context g = FC(t) of a fixed text embedding t.
+    """Global context g = FC(t) of an embedding t: a text embedding, a learned vector or a random one.
 
-    The category of a model never changes, so t is computed once and stored as a buffer: loading a checkpoint or an
-    exported model does not need CLIP.
+    A fitted model has one category, so t is computed once per fit and stored: loading a checkpoint or an exported model
+    does not need CLIP.
 
     Args:
         kind: ``"clip"`` expects the embedding through `set_embedding`; ``"learned"`` is a trained

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from anomalib_npgmf.distributed import gather_list
-from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_LEVEL, MapMerger
+from anomalib_npgmf.merging.rule import BRANCHES, NORMAL_QUANTILE, MapMerger
 from anomalib_npgmf.merging.statistics import MapStatistics
 
 _STEP = 4  # the quantile is taken of every fourth pixel per axis; the maps are smooth
@@ -49,7 +49,7 @@ def calibrate(merger: MapMerger, batches: Sequence[dict[str, Tensor]], cv_stats:
                 merged.amax((1, 2, 3)).tolist(), maps["composition_scores"].amax(dim=-1).tolist(), pixels, strict=True
             )
         scores, composition_scores, samples = zip(*gather_list(found), strict=True)
-        level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_LEVEL))
+        level = float(np.quantile(torch.cat(samples).numpy(), NORMAL_QUANTILE))
         peaks, composed = (torch.tensor(values, device="cpu") for values in (scores, composition_scores))
         merger.composition.calibrate(peaks, composed, cv_stats, normal_level=level)
 

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
-# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. In standard deviations. For
-# histograms of cells and of the whole image: the raise of the map per standard deviation of the lead, where the surplus
-# is one, and the lead beyond which the map is not raised further.
-LEAD_MARGIN = 0.5  # by which a histogram's score has to exceed the branches' to raise the map
-CELL_WEIGHT, CELL_LEAD = 240.0, 1.0
-WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0
+# Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. Scores in standard deviations.
+LEAD_MARGIN = 0.5  # a histogram changes the map only if its score exceeds the branches' score by more than this
+# Weight w and largest lead b, see `CompositionMerger`: a lead g adds ``w * min(g, b) * surplus`` to the map.
+CELL_WEIGHT, CELL_LEAD = 240.0, 1.0  # histograms of grid cells
+WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0  # histograms of the whole image
 
 
 class Merged(NamedTuple):
@@ -38,10 +37,10 @@ class CompositionMerger(nn.Module):
 
     The merged map is ``max(S', min(S', q) + max_h w_h r_h min(max(g_h, 0), b_h))`` for the standardised map
     ``S' = (S - mu_S) / sd_S``, the surplus r_h of each histogram h and the 0.95 quantile q of S' over the pixels of
-    normal images. ``g_h = c_h - max(s + 1/2, 0)`` is the lead of the histogram's score over the branches. Where it is
-    positive, pixels with surplus are raised, the more the larger it is, up to b_h; no pixel is lowered. Histograms of
-    cells rarely have a lead on normal images, so their weight is large and a lead of one standard deviation counts in
-    full (w = 240, b = 1); those of the whole image have more false leads (45 and 2).
+    normal images. The lead ``g_h = c_h - max(s + 1/2, 0)`` is by how much the score c_h of histogram h exceeds that of
+    the branches. If it is positive, the map is increased where there is surplus, in proportion to the lead up to b_h;
+    no pixel is decreased. Histograms of grid cells rarely have a positive lead on normal images, hence their large
+    weight and low limit (w = 240, b = 1); those of the whole image have one more often (w = 45, b = 2).
 
     Args:
         grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
@@ -49,8 +48,8 @@ class CompositionMerger(nn.Module):
     Attributes:
         mean: mu_S and mu_C, of max S and of C over normal images.
         std: Their standard deviations sd_S and sd_C.
-        margins: Standard deviations subtracted from the scores of the branches and of the composition: none; in
-            checkpoints from before version 0.2, 0 and 0.25.
+        margins: Subtracted from the scores of the branches and of the composition, in standard deviations: zero, except
+            0.25 for the composition in checkpoints from before version 0.2.
         weight: w_h, [M].
         largest_lead: b_h, [M].
         normal_level: q.

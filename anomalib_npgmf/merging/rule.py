@@ -10,7 +10,7 @@ from anomalib_npgmf.merging.composition import CompositionMerger, Merged
 from anomalib_npgmf.precision import in_single_precision
 
 BRANCHES = ("logical", "structural")
-NORMAL_LEVEL = 0.95  # which quantile of the merged maps of normal images, see `CompositionMerger`
+NORMAL_QUANTILE = 0.95  # quantile q of the pixels of normal images, see `CompositionMerger`
 
 
 class MapMerger(nn.Module):

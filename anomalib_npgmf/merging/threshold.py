@@ -17,7 +17,8 @@ def deviations(count: int, rate: float) -> float:
     distribution, the bound of a prediction interval. k grows for few images, which estimate mean and std poorly.
 
     Args:
-        count: Number of normal images that mean and sample standard deviation come from.
+        count: Number of normal images that mean and sample standard deviation come from; with fewer than two, k is the
+            quantile of the normal distribution.
         rate: Share of normal images that may exceed the threshold, in (0, 0.5).
 
     Example:

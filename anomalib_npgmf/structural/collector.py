@@ -27,8 +27,8 @@ class PatchCollector:
     Args:
         dtype: Precision in which patches are stored.
         budget: Size of all patches of all processes, bytes, above which each image is thinned.
-        ratio: Coreset ratio of the final selection; thinning keeps four times that fraction, at least a quarter. From
-            0.25 on nothing is thinned.
+        ratio: Coreset ratio of the final selection. Thinning keeps the fraction ``max(0.25, 4 * ratio)`` of an image's
+            patches; with a ratio of 0.25 or more nothing is thinned.
         seed: Seed of the thinning.
 
     Example:

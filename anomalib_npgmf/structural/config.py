@@ -20,8 +20,8 @@ class StructuralConfig:
         coreset_method: How the greedy k-centre coreset is computed, see
             :func:`~anomalib_npgmf.structural.coreset.select_coreset`.
         bank_dtype: Precision of the stored patches. ``"float16"`` halves the bank and the memory of building it.
-        reduce_to: Number of principal components to which the bank and every query are reduced, plus one dimension for
-            the norm of the residual; ``None``, or a number not below a patch's dimension, keeps all dimensions.
+        reduce_to: Number r of principal components that bank and queries keep. They then have r + 1 dimensions; the
+            last is the norm of the residual. ``None``, or r not below a patch's dimension, keeps all dimensions.
         whiten: Whether distances are measured in whitened features, in which every level has the same weight, see
             :func:`~anomalib_npgmf.structural.whitening.whitening`; an addition to the paper.
         collect_gb: Memory for the patches of the training images while the bank is built, in GiB. Above it each image

@@ -1,4 +1,4 @@
-"""Too little memory while the memory bank is built: one sentence that says what to lower."""
+"""A readable error if memory runs out while the memory bank is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 
 @contextmanager
 def enough_memory(images: int, patches: int) -> Iterator[None]:
-    """Turn a failed allocation of the block into one sentence.
+    """Turn an out-of-memory error inside ``with`` into a RuntimeError that says which setting to lower.
 
     Args:
         images: Number of images whose patches are collected.

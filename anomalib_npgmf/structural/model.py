@@ -21,7 +21,6 @@ class StructuralBranch(nn.Module):
     Args:
         channels: Channels of each feature map, finest first.
         config: Settings of the branch; defaults to the paper's.
-        seed: Seed of the coreset selection.
 
     Example:
         >>> branch = StructuralBranch([4, 8], StructuralConfig(coreset_ratio=0.1))
@@ -34,7 +33,7 @@ class StructuralBranch(nn.Module):
 
     neighbourhood: tuple[int, ...] = (3,)  # default for .pt files of old versions, which stored none
 
-    def __init__(self, channels: Sequence[int], config: StructuralConfig | None = None, *, seed: int = 0) -> None:
+    def __init__(self, channels: Sequence[int], config: StructuralConfig | None = None) -> None:
         super().__init__()
         config = config or StructuralConfig()
         self.channels = tuple(channels)
@@ -45,7 +44,6 @@ class StructuralBranch(nn.Module):
             dtype=getattr(torch, config.bank_dtype),
             reduce_to=config.reduce_to,
             whiten=self.channels if config.whiten else None,
-            seed=seed,
             collect_bytes=int(config.collect_gb * 2**30),
         )
 

@@ -15,9 +15,8 @@ def nearest(queries: Tensor, points: Tensor, norms: Tensor) -> tuple[Tensor, Ten
 
     Args:
         queries: Query vectors ``[n, d]``, float32.
-        points: Candidate vectors ``[M, d]``, M > 0. Subtract a common mean from both to round least. Half precision
-            points are multiplied in half precision on an accelerator and in float32 on a CPU,
-            which has no fast half precision product.
+        points: Candidate vectors ``[M, d]``, M > 0. Subtracting a common mean from queries and points reduces rounding
+            errors. Half precision points are multiplied in half precision on a GPU, in float32 on a CPU.
         norms: Squared Euclidean norms of the points ``[M]``, float32.
 
     Returns:

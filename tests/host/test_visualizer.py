@@ -127,7 +127,7 @@ def test_pictures_and_reasons_need_no_second_pass_of_the_network(run: tuple[Npgm
 
 
 def test_title() -> None:
-    explanation = Explanation(4, 16, 0, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
+    explanation = Explanation(4, 16, 7, 0.02, 0.05, torch.zeros(2, 2, dtype=torch.bool))
     assert title_of(0.8, True, "composition", explanation) == (
         "score 0.80, anomalous; the composition branch dominates\n"
         "composition: less of code 7 than normal (level 4, 16 codes, 2.0 % of the image instead of 5.0 %)"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 sys.path.append(str(Path(__file__).parents[2] / "studies"))
 
@@ -37,6 +38,7 @@ def test_a_subset_is_random_and_repeatable(tmp_path: Path, monkeypatch: pytest.M
 
     def chosen(count: int, seed: int) -> list[str]:
         data = subset_of(args, "loose_screws", seed, count)
+        data.setup(TrainerFn.FITTING)  # as the trainer does; it keeps the subset
         paths = [Path(path) for path in data.train_data.samples.image_path]
         assert all(path.parts[-3:-1] == ("train", "good") for path in paths)
         batches = [path for batch in data.train_dataloader() for path in batch.image_path]
