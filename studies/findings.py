@@ -208,8 +208,8 @@ def main() -> None:
         "bank": table(measured("bank_study")["rows"]),
         "composition": table(measured("composition_study")["rows"]),
     }
-    results = {"results": parts(found, differences=False), "models": models()}
-    results |= {"photographs": photographs(), "folder": folder()}
+    content |= {"models": models(), "folder": folder()}
+    results = {"results": parts(found, differences=False), "photographs": photographs()}
     fill(ROOT / "docs" / "findings.md", content)
     fill(ROOT / "README.md", results)
 

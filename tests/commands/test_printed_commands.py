@@ -42,7 +42,6 @@ NOT_RUN = {
     ),
     "python -m anomalib_npgmf.export describe FILE": "FILE stands for any exported file: tests/export/test_metadata.py",
     "python studies/pictures.py --categories loose_screws cable_pairs filled_vials": "trains at full size",
-    "python studies/folder.py --root FOLDER": "needs the photographs",
     "python studies/spro.py measure": "measures at full size",
     "python studies/tries.py measure": "makes two thousand tries",
     "python studies/latency.py presets": "measures at full size",
