@@ -45,7 +45,7 @@ MADE_BY = {
     "gpu_bank": "bank.py gpu",
     **{f"bank_{part}": f"bank.py {part}" for part in ("build", "cover", "accuracy", "thinning")},
     **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
-    **{name: f"{name}.py measure" for name in ("spro", "tries")},
+    **{name: f"{name}.py measure" for name in ("spro", "tries", "learning_curve")},
 }
 Row = dict[str, Any]
 Call = Callable[[], object]

@@ -204,6 +204,7 @@ def main() -> None:
         "codebooks": codebooks(priors),
         "one model": table(one_model_rows(measured("one_model")["cells"])),
         "threshold": table(thresholds),
+        "learning curve": table([row for row in measured("learning_curve")["rows"] if row["part"] != "1:3"]),
         "merging": table(measured("merging_study")["rows"]),
         "bank": table(measured("bank_study")["rows"]),
         "composition": table(measured("composition_study")["rows"]),

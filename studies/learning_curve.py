@@ -107,7 +107,8 @@ def table_rows(cells: Mapping[str, Any]) -> list[Row]:
     """One row for data, number of images and part; the drawn categories' mean."""
     found = frame(cells)
     wide = found.groupby(["data", "images", "name", "column"], sort=False).value.mean().unstack("column")
-    order = [column for column in (*COLUMNS, "sPRO logical", "false alarms", "found", "seconds") if column in wide]
+    wide["minutes"] = wide.pop("seconds") / 60
+    order = [column for column in (*COLUMNS, "sPRO logical", "false alarms", "found", "minutes") if column in wide]
     rounded = wide[order].round(1).astype(object)
     rows = rounded.where(rounded.notna(), "").rename_axis(["data", "images", "part"]).reset_index()
     return rows.sort_values(["data", "images"], kind="stable").to_dict("records")

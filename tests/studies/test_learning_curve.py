@@ -27,7 +27,7 @@ def test_drawn_categories_are_averaged_and_photographs_stand_apart() -> None:
     assert set(rows) == {*photographs, ("drawn", 300, "merged")}
     assert rows["drawn", 300, "merged"]["AUROC logical"] == pytest.approx(85.0)
     assert rows["drawn", 300, "merged"]["false alarms"] == pytest.approx(2.5)
-    assert rows["juice_bottle", 15, "merged"]["seconds"] == pytest.approx(200.0)
+    assert rows["juice_bottle", 15, "merged"]["minutes"] == pytest.approx(3.3)
     assert rows["juice_bottle", 15, "merged"]["AUROC structural"] == ""
     assert len(frame(CELLS)) == 3 + 2 + 2 + 3 + 3
 
