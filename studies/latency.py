@@ -155,7 +155,7 @@ def parts(model: Any) -> dict[str, Part]:
     """Each branch, and the whole model."""
     config, encoder = model.config, model.structural_encoder or model.encoder
 
-    def read_out(images: Tensor) -> object:
+    def composition(images: Tensor) -> object:
         return model.composition(model.features(images, ["composition"]).composition, model.merger.size)
 
     found = {
@@ -171,7 +171,7 @@ def parts(model: Any) -> dict[str, Part]:
         ),
     }
     if model.composition is not None:
-        found["composition read-out"] = Part(read_out, (encoder, model.composition), config.structural_image_size)
+        found["composition branch"] = Part(composition, (encoder, model.composition), config.structural_image_size)
     # `forward` first checks that the model was trained, which no CUDA graph can
     whole = Part(lambda images: model.merge(model.branch_maps(images).maps), (model,), config.structural_image_size)
     return found | {"whole model": whole}
