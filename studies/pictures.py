@@ -1,6 +1,6 @@
 """The picture that opens the README: results of a trained model on drawn images.
 
-    python studies/pictures.py --categories loose_screws cable_pairs filled_vials
+    python studies/pictures.py --categories sorting_tray cable_pairs loose_screws
 
 Trains the model of configs/plans/synthetic.yaml, one category after the other, and shows of each a logical anomaly, a
 structural one and a good image: not the best ones, but those whose scores are at the median of their kind. ``--epochs``

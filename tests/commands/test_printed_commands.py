@@ -41,7 +41,7 @@ NOT_RUN = {
         "this very run"
     ),
     "python -m anomalib_npgmf.export describe FILE": "FILE stands for any exported file: tests/export/test_metadata.py",
-    "python studies/pictures.py --categories loose_screws cable_pairs filled_vials": "trains at full size",
+    "python studies/pictures.py --categories sorting_tray cable_pairs loose_screws": "trains at full size",
     "python studies/spro.py measure": "measures at full size",
     "python studies/tries.py measure": "makes two thousand tries",
     "python studies/latency.py presets": "measures at full size",
