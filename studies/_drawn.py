@@ -228,7 +228,8 @@ def collect(
         settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
     former = result.get("settings") if result.get("cells") else settings
     if former != settings:
-        raise SystemExit(f"{args.out / name}.json was measured with {former}, not {settings}; give another --out.")
+        known = former or "unrecorded settings"
+        raise SystemExit(f"{args.out / name}.json was measured with {known}, not {settings}; give another --out.")
     cells: Cells = result.get("cells", {})
     for category, seed in product(args.categories, args.seeds):
         if f"{category}/{seed}" not in cells:

@@ -3,7 +3,7 @@
     python studies/learning_curve.py measure --root drawings --photographs FOLDER
     python studies/learning_curve.py draw                 # docs/images/learning_curve.png from the results file
 
-Trains preset small with the composition branch on random subsets of the 300 training images of drawn categories, on a
+Trains preset small with the composition branch on random subsets of the 300 training images of a drawn category, on a
 development seed of SyntheticLOCO, and of MVTec LOCO AD's juice_bottle in FOLDER. Calibration and test images stay the
 same (20 and 33 calibration images). Small subsets are trained for more than ``--epochs``, so that all of them get at
 least the gradient steps of 60 images. False alarms are good test images above the default threshold. Values are per

@@ -4,7 +4,7 @@
 
 Trains the logical branch alone, with the settings of preset small on MobileNetV2, on features from one backbone pass,
 with a development seed of SyntheticLOCO, which no benchmark uses, and three seeds of training each. A cell (a category
-with a seed) that is in the results file is not measured again.
+with a seed) that is in the results file is not measured again; a file that names no settings is not extended.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ class CompositionConfig:
 
     Args:
         levels: Backbone levels of the code histograms; level k has stride 2^k.
-        codebook_sizes: Numbers of codes of the codebooks for the whole image (without whitening). Small codebooks suit
-            few training images, large ones separate similar objects; the squared distances of all sizes are averaged.
+        codebook_sizes: Numbers of codes of the first histogram, of the whole image, which is not whitened. Small
+            codebooks suit few training images, large ones separate similar objects; the squared distances of all sizes
+            are averaged.
         codebooks: Codebooks per level and size, from different random starts of k-means. Their squared distances are
             averaged as well, because the clustering depends on the start.
         grids: Cells per side of each grid; n stands for a histogram in each of n x n cells, 1 for one of the whole

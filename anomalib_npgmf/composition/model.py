@@ -72,7 +72,6 @@ class CompositionBranch(nn.Module):
         config: Settings; the levels must be its `CompositionConfig.levels`.
 
     Attributes:
-        grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
         mean: Mean distance of normal images, one value per histogram (whole image, then grids), [M], from
             cross-validation over the training images.
         std: Its standard deviation.
@@ -112,13 +111,17 @@ class CompositionBranch(nn.Module):
             for grid, codes in zip(config.grids, config.codes_of_grids, strict=True)
         ]
         self.histograms = nn.ModuleList(histograms)
-        self.grids = tuple(part.grid for part in histograms)
         self.register_buffer("mean", torch.zeros(len(histograms)))
         self.register_buffer("std", torch.ones(len(histograms)))
         margin = torch.tensor([GRID_MARGIN if grid > 1 else 0.0 for grid in self.grids])
         self.register_buffer("margin", margin, persistent=False)
         self.register_buffer("cv_stats", torch.zeros(3))
         self._collector = FeatureCollector(self.channels)
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Cells per side of each histogram's grid, [M]; 1 for the whole image."""
+        return tuple(part.grid for part in self._all())
 
     @in_single_precision
     def collect(self, features: Sequence[Tensor], keys: Sequence[str], images: Tensor) -> None:

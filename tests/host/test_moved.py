@@ -57,8 +57,11 @@ def test_pickled_composition_of_before() -> None:
     assert merger is not None
     for name in ("normal_level", "margins", "weight", "largest_lead"):
         del merger._buffers[name]
+    vars(branch).pop("grids", None)  # files of before have no such attribute
     restored = pickle.loads(pickle.dumps(model))
     assert isinstance(restored, Npgmf)
+    features = [torch.rand(1, channels, 8, 8) for channels in branch.channels]
+    assert restored.model.composition(features, (16, 16)).surplus.shape == (1, 4, 16, 16)
     assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
     assert restored.model.merger.composition.weight.tolist() == [45.0, 45.0, 240.0, 240.0]
     assert restored.model.merger.composition.largest_lead.tolist() == [2.0, 2.0, 1.0, 1.0]
