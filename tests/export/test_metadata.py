@@ -9,10 +9,12 @@ import onnx
 import pytest
 import torch
 from _exported import KINDS, Exported
+from _factory import make_model
 
 import anomalib_npgmf
 from anomalib_npgmf.export import describe
 from anomalib_npgmf.export.__main__ import main
+from anomalib_npgmf.export.description import describe_model
 
 FILES = ("onnx", "openvino", "torch", "checkpoint")
 
@@ -37,6 +39,13 @@ def test_every_file_describes_itself(exported: Exported, file: str) -> None:
     assert metadata["weights"] == {"logical": 1.0, "structural": 3.0}
     age = datetime.now(timezone.utc) - datetime.fromisoformat(metadata["date"])
     assert 0 <= age.total_seconds() + 1 < 24 * 3600
+
+
+def test_each_histogram_of_the_composition_names_its_weight_in_the_map() -> None:
+    model = make_model(composition={"codebook_sizes": (3,), "codebooks": 1, "grid_codebook_sizes": (4,)})
+    described = describe_model(model)["calibration"]["composition"]
+    assert described["weight"] == [45.0, 45.0, 240.0, 240.0]
+    assert described["largest_lead"] == [2.0, 2.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("exported", ["small"], indirect=True)
