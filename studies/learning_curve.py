@@ -7,7 +7,7 @@ Trains preset small with the composition branch on random subsets of the 300 tra
 development seed of SyntheticLOCO, and of MVTec LOCO AD's juice_bottle in FOLDER. Calibration and test images stay the
 same (20 and 33 calibration images). Small subsets are trained for more than ``--epochs``, so that all of them get at
 least the gradient steps of 60 images. False alarms are good test images above the default threshold. Values are per
-cent; times are the seconds that building and fitting the model takes.
+cent; minutes are those of building and fitting the model.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
             if old in entries:
                 entries[new] = entries.pop(old)
     if composition is not None and merger is not None and "weight" not in merger._buffers:
-        present = CompositionMerger([part.grid for part in composition.histograms]).to(merger.mean.device)
+        present = CompositionMerger(composition.grids).to(merger.mean.device)
         merger._buffers |= {name: getattr(present, name) for name in MAP_WEIGHTS}
 
 
