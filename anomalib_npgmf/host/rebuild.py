@@ -142,6 +142,9 @@ def model_config(plain: Mapping[str, Any], version: str) -> ModelConfig:
     composition = plain.get("composition")
     if isinstance(composition, dict) and not composition.get("region_levels"):
         composition.pop("region_levels", None)  # a former part of the composition, not in use
+    unset = "structural_backbone" in plain and plain["structural_backbone"] is None
+    if unset and plain.get("structural_backbone_weights") != "random":
+        plain["structural_backbone_weights"] = None  # a file that earlier versions accepted and did not read
     values = {
         name: _known(parts[name], value, version) if name in parts and value is not None else value
         for name, value in plain.items()

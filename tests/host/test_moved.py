@@ -1,6 +1,7 @@
 """Files of versions before 0.2 load: their names are found, and what they hold is built as it was."""
 
 import pickle
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 from anomalib_npgmf import Npgmf
 from anomalib_npgmf.backbone import AntialiasedResize, Backbone
 from anomalib_npgmf.composition.histogram import CodeHistograms
-from anomalib_npgmf.config import ModelConfig
+from anomalib_npgmf.config import ModelConfig, resolve
 from anomalib_npgmf.export.metadata import KEY
 from anomalib_npgmf.host.moved import rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.host.rebuild import model_config
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer
 from anomalib_npgmf.merging import CompositionMerger, MapMerger
 from anomalib_npgmf.structural import MemoryBank
@@ -66,6 +68,11 @@ def test_pickled_composition_of_before() -> None:
     assert restored.model.merger.composition.weight.tolist() == [45.0, 45.0, 240.0, 240.0]
     assert restored.model.merger.composition.largest_lead.tolist() == [2.0, 2.0, 1.0, 1.0]
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
+
+
+def test_weights_that_no_network_took_do_not_bar_a_checkpoint_of_before() -> None:
+    stored = asdict(resolve("small", {})) | {"structural_backbone_weights": "ignored.pth"}
+    assert model_config(stored, "0.1.0") == resolve("small", {})
 
 
 def test_tensors_of_a_checkpoint_of_before() -> None:
