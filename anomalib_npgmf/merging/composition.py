@@ -14,6 +14,8 @@ LEAD_MARGIN = 0.5  # a histogram changes the map only if its score exceeds the b
 # Weight w and largest lead b, see `CompositionMerger`: a lead g adds ``w * min(g, b) * surplus`` to the map.
 CELL_WEIGHT, CELL_LEAD = 240.0, 1.0  # histograms of grid cells
 WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0  # histograms of the whole image
+# The same for the map of the logical branch, where it exceeds a level; it adds no more than a limit.
+LOGICAL_WEIGHT, LOGICAL_LEVEL, LOGICAL_LIMIT = 2.0, 2.0, 3.0
 
 
 class Merged(NamedTuple):
@@ -35,12 +37,18 @@ class CompositionMerger(nn.Module):
     mean and standard deviation over normal images: ``max(s, c)`` with ``s = (max S - mu_S) / sd_S`` for the branches'
     map S and ``c = (C - mu_C) / sd_C`` for the composition score C, the largest of its histograms.
 
-    The merged map is ``max(S', min(S', q) + max_h w_h r_h min(max(g_h, 0), b_h))`` for the standardised map
-    ``S' = (S - mu_S) / sd_S``, the surplus r_h of each histogram h and the 0.95 quantile q of S' over the pixels of
-    normal images. The lead ``g_h = c_h - max(s + 1/2, 0)`` is by how much the score c_h of histogram h exceeds that of
-    the branches. If it is positive, the map is increased where there is surplus, in proportion to the lead up to b_h;
-    no pixel is decreased. Histograms of grid cells rarely have a positive lead on normal images, hence their large
-    weight and low limit (w = 240, b = 1); those of the whole image have one more often (w = 45, b = 2).
+    The merged map is ``max(S', min(S', q) + max(m, l))`` for the standardised map ``S' = (S - mu_S) / sd_S``, its 0.95
+    quantile q over the pixels of normal images, and two terms that are zero unless a histogram has a lead:
+
+    - ``m = max_h w_h r_h min(max(g_h, 0), b_h)``, where the surplus r_h of a histogram h is. The lead
+      ``g_h = c_h - max(s + 1/2, 0)`` is by how much the score c_h of the histogram exceeds that of the branches.
+      Histograms of grid cells rarely have a positive lead on normal images, hence their large weight and low limit
+      (w = 240, b = 1); those of the whole image have one more often (w = 45, b = 2).
+    - ``l = min(v max_h max(g_h, 0) max(L - 2, 0), 3)`` for the calibrated map L of the logical branch (v = 2). What is
+      missing leaves no surplus; the logical branch may show where it belongs. Its map is too noisy to be shown like
+      this in an image that the composition takes for normal.
+
+    No pixel is decreased.
 
     Args:
         grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
@@ -52,6 +60,7 @@ class CompositionMerger(nn.Module):
             0.25 for the composition in checkpoints from before version 0.2.
         weight: w_h, [M].
         largest_lead: b_h, [M].
+        logical_map_weight: v; zero in checkpoints of before.
         normal_level: q.
 
     Example:
@@ -70,6 +79,7 @@ class CompositionMerger(nn.Module):
     margins: Tensor
     weight: Tensor
     largest_lead: Tensor
+    logical_map_weight: Tensor
     normal_level: Tensor
 
     def __init__(self, grids: Sequence[int]) -> None:
@@ -79,6 +89,7 @@ class CompositionMerger(nn.Module):
         self.register_buffer("margins", torch.zeros(2))
         self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
         self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
+        self.register_buffer("logical_map_weight", torch.tensor(LOGICAL_WEIGHT))
         self.register_buffer("normal_level", torch.tensor(0.0))
 
     def calibrate(
@@ -139,19 +150,27 @@ class CompositionMerger(nn.Module):
         """Image scores of the composition, [B]: the largest of its histograms' scores [B, M], standardised."""
         return self._standardised(scores).amax(dim=-1)
 
-    def raised(self, surplus: Tensor, scores: Tensor, branches: Tensor | None = None) -> Tensor:
+    def raised(
+        self, surplus: Tensor, scores: Tensor, branches: Tensor | None = None, logical: Tensor | None = None
+    ) -> Tensor:
         """By how much the composition raises the standardised map, [B, 1, H, W]; not smoothed yet.
 
         Args:
             surplus: Surplus of each histogram, [B, M, H, W].
             scores: Scores of the histograms, [B, M].
             branches: Merged map of the branches, [B, 1, h, w]; ``None`` without branches.
+            logical: Calibrated map of the logical branch, [B, 1, H, W]; ``None`` without it.
         """
         lead = self._standardised(scores)
         if branches is not None:
             lead = lead - (self.of_peaks(branches.amax(dim=(1, 2, 3))) + LEAD_MARGIN).relu().unsqueeze(-1)
-        raise_by = self.weight * lead.relu().minimum(self.largest_lead)
-        return (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
+        lead = lead.relu()
+        raise_by = self.weight * lead.minimum(self.largest_lead)
+        raised = (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
+        if logical is None:
+            return raised
+        slope = (self.logical_map_weight * lead.amax(dim=-1))[:, None, None, None]
+        return raised.maximum((slope * (logical - LOGICAL_LEVEL).relu()).clamp_max(LOGICAL_LIMIT))
 
     def _standardised(self, scores: Tensor) -> Tensor:
         return (scores - self.mean[1]) / self.std[1] - self.margins[1]

@@ -129,14 +129,17 @@ class MapMerger(nn.Module):
             return smooth
         return F.interpolate(smooth, size=self.output_size, mode="bilinear", align_corners=False)
 
+    def _calibrated(self, maps: dict[str, Tensor], branch: str) -> Tensor:
+        """Map of a branch at ``size``, less its mean, by its standard deviation."""
+        index = BRANCHES.index(branch)
+        return (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
+
     def _weighted(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         branches = [branch for branch in BRANCHES if branch in maps]
-        parts = {}
-        for branch in branches:
-            index = BRANCHES.index(branch)
-            weight = self.weights[branch] if len(branches) > 1 and not self.maximum else 1.0
-            parts[branch] = weight * (self.resize(maps[branch]) - self.mean[index]) / self.std[index]
-        return parts
+        equal = len(branches) == 1 or self.maximum
+        return {
+            branch: (1.0 if equal else self.weights[branch]) * self._calibrated(maps, branch) for branch in branches
+        }
 
     @in_single_precision
     def merge_branches(self, maps: dict[str, Tensor]) -> Tensor | None:
@@ -190,7 +193,9 @@ class MapMerger(nn.Module):
 
     def _raised(self, composition: CompositionMerger, maps: dict[str, Tensor], merged: Tensor | None) -> Tensor:
         """What the composition adds to the map, smoothed, [B, 1, *output_size]."""
-        return self._smooth(self.resize(composition.raised(maps["composition"], maps["composition_scores"], merged)))
+        logical = self._calibrated(maps, "logical") if "logical" in maps else None
+        surplus = self.resize(maps["composition"])
+        return self._smooth(composition.raised(surplus, maps["composition_scores"], merged, logical))
 
     @in_single_precision
     def forward(self, maps: dict[str, Tensor]) -> Merged:

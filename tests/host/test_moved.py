@@ -57,7 +57,7 @@ def test_pickled_composition_of_before() -> None:
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
     merger = model.model.merger.composition
     assert merger is not None
-    for name in ("normal_level", "margins", "weight", "largest_lead"):
+    for name in ("normal_level", "margins", "weight", "largest_lead", "logical_map_weight"):
         del merger._buffers[name]
     vars(branch).pop("grids", None)  # files of before have no such attribute
     restored = pickle.loads(pickle.dumps(model))
@@ -67,6 +67,7 @@ def test_pickled_composition_of_before() -> None:
     assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
     assert restored.model.merger.composition.weight.tolist() == [45.0, 45.0, 240.0, 240.0]
     assert restored.model.merger.composition.largest_lead.tolist() == [2.0, 2.0, 1.0, 1.0]
+    assert restored.model.merger.composition.logical_map_weight.item() == 0.0
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 
 
@@ -82,13 +83,14 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
-    added = ["model.merger.composition.normal_level", "model.merger.composition.margins"]
+    added = [f"model.merger.composition.{name}" for name in ("normal_level", "margins", "logical_map_weight")]
     for name in added:
         del before[name]
     rename_tensors(before)
     assert before.keys() == state.keys()
     assert all(before[name] is value for name, value in state.items() if name not in added)
     assert before[added[1]].tolist() == [0.0, 0.25]
+    assert before[added[2]].item() == 0.0
 
 
 def test_merger_of_before_gives_the_scores_and_the_map_of_the_branches() -> None:

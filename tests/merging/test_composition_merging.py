@@ -24,7 +24,7 @@ def composed(level: float = 0.0) -> MapMerger:
 
 def test_the_larger_score_counts() -> None:
     """Both in standard deviations above the mean normal score, no margin."""
-    maps = {"logical": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 2, 32, 32)}  # two deviations
+    maps = {"structural": torch.full((1, 1, 32, 32), 4.0), "composition": torch.zeros(1, 2, 32, 32)}  # two deviations
     for scores, expected in (([25.0, 30.0], 2.0), ([42.0, 30.0], 2.2), ([30.0, 60.0], 4.0)):
         merged = composed()(maps | {"composition_scores": torch.tensor([scores])})
         assert merged.scores.item() == pytest.approx(expected)
@@ -50,6 +50,23 @@ def test_a_lead_is_what_exceeds_the_branches_by_half_a_standard_deviation() -> N
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), max(1.0, -2.0 + 45 * 0.1 * lead)))
 
 
+def test_the_logical_map_is_raised_where_the_composition_leads() -> None:
+    """Nothing has a surplus; the logical map has two places above its level of two, a weak one and a strong one."""
+    logical = torch.zeros(1, 1, 32, 32)
+    logical[..., 8, 8], logical[..., 20, 20] = 2.25, 4.0
+    maps = {"logical": logical, "composition": torch.zeros(1, 2, 32, 32)}  # s = 2
+    for score, weak, strong in (
+        (45.0, 0.25, 2.0),
+        (50.0, 0.5, 3.0),
+        (60.0, 1.0, 4.0),
+        (999.0, 3.25, 4.0),
+    ):  # lead c - 2.5
+        merged = composed(1.0)(maps | {"composition_scores": torch.tensor([[0.0, score]])}).maps
+        assert merged[0, 0, 8, 8].item() == pytest.approx(weak)
+        assert merged[0, 0, 20, 20].item() == pytest.approx(strong)
+        assert merged[0, 0, 0, 0].item() == pytest.approx(-2)
+
+
 @settings(max_examples=50, deadline=None)
 @given(whole=st.floats(0, 1e4), cells=st.floats(0, 1e4), level=st.floats(-3, 3), seed=st.integers(0, 99))
 def test_the_composition_never_hides_what_a_branch_marks(whole: float, cells: float, level: float, seed: int) -> None:
@@ -61,10 +78,12 @@ def test_the_composition_never_hides_what_a_branch_marks(whole: float, cells: fl
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
     merged = merger(maps | {"composition_scores": torch.tensor([[whole, cells]])}).maps
     assert (merged >= branches - 1e-5).all()
-    leads = ((score - 20) / 10 - max(branches.max().item() + 0.5, 0.0) for score in (whole, cells))
+    leads = [(score - 20) / 10 - max(branches.max().item() + 0.5, 0.0) for score in (whole, cells)]
     bounds = ((45.0, 2.0), (240.0, 1.0))  # however large the distance
     weights = [weight * min(max(lead, 0.0), bound) for lead, (weight, bound) in zip(leads, bounds, strict=True)]
     shown = torch.maximum(weights[0] * maps["composition"][:, :1], weights[1] * maps["composition"][:, 1:])
+    slope = 2 * max(0.0, *leads)
+    shown = shown.maximum((slope * (maps["logical"] - 2).clamp(min=0)).clamp(max=3))  # where the logical branch differs
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
