@@ -189,12 +189,12 @@ def folder() -> str:
 
 
 def main() -> None:
-    found, priors = maps_of("synthetic", "ablation"), maps_of("mobilenet", "mobilenet_ablation")
+    found, priors = maps_of("synthetic"), maps_of("mobilenet", "mobilenet_ablation")
     # every rule for the merged score; for single branches only the model's own rule, 1 in 100
     thresholds = [r for r in measured("threshold")["rows"] if r["part"] == "merged" or r["threshold"] == "1 in 100"]
     content = {
         "claims": claims(found, CLAIMS),
-        "priors": claims(found, PRIORS),
+        "priors": claims(maps_of("ablation"), PRIORS),
         "former priors": claims(priors, PRIORS),
         "parts": parts(found),
         "categories": parts_by_category(found, AUROC[:2]),
@@ -206,6 +206,7 @@ def main() -> None:
         "threshold": table(thresholds),
         "learning curve": table([row for row in measured("learning_curve")["rows"] if row["part"] != "1:3"]),
         "merging": table(measured("merging_study")["rows"]),
+        "merging of both": table(measured("merging_study_both")["rows"]),
         "bank": table(measured("bank_study")["rows"]),
         "composition": table(measured("composition_study")["rows"]),
     }

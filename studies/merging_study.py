@@ -1,11 +1,12 @@
-"""Comparison of rules that merge score and map of the composition with the structural branch.
+"""Comparison of rules that merge score and map of the composition with those of the branches.
 
     python studies/merging_study.py --root drawings --photographs FOLDER
+    python studies/merging_study.py --root drawings --photographs FOLDER --branches both --seeds 100
 
-Nothing is trained: preset small without the logical branch, on development seeds of SyntheticLOCO, which no benchmark
-uses, and on photographs, MVTec LOCO AD's juice_bottle in FOLDER. Every rule is the model's with other constants.
-Statistics come from normal images alone. A cell (a category with a seed) that is in the results file is not measured
-again.
+By default nothing is trained: preset small without the logical branch. With both branches, what the map of the logical
+one adds is compared. Data are development seeds of SyntheticLOCO, which no benchmark uses, and photographs, MVTec LOCO
+AD's juice_bottle in FOLDER. Every rule is the model's with other constants. Statistics come from normal images alone.
+A cell (a category with a seed) that is in the results file is not measured again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from anomalib_npgmf.merging import MapMerger, Merged
 
 TESTS = 40  # drawn test images of each kind
+EPOCHS, PHOTOGRAPHS_EPOCHS = 40, 12  # of the logical branch, as in the plans of the benchmark
 BATCH = 16
 Maps = dict[str, Tensor]
 Change = Callable[[MapMerger, Maps], None]
@@ -32,7 +34,9 @@ Change = Callable[[MapMerger, Maps], None]
 def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps, MapMerger]:
     """Paths and raw maps of the test images, and the calibrated merger."""
     data = data_of(args, category, seed, tests=TESTS)
-    model = composition_model(data, seed, 1, branches="structural")
+    trained = PHOTOGRAPHS_EPOCHS if category == PHOTOGRAPHS else EPOCHS
+    epochs = 1 if args.branches == "structural" else trained
+    model = composition_model(data, seed, epochs, branches=args.branches)
     data.setup("test")
     paths, found = [], []
     for batch in data.test_dataloader():
@@ -88,6 +92,18 @@ def part(name: str) -> Change:
     return change
 
 
+def logical_map(weight: float, limit: float) -> Change:
+    """Raise the map of the logical branch by another weight, up to another limit."""
+
+    def change(merger: MapMerger, maps: Maps) -> None:
+        del maps
+        assert merger.composition is not None
+        merger.composition.logical_map_weight.fill_(weight)
+        merger.composition.logical_map_limit.fill_(limit)
+
+    return change
+
+
 def shared(merger: MapMerger, maps: Maps) -> None:
     """The surplus of all histograms by the largest lead, weight 45 up to 3: the rule of before."""
     assert merger.composition is not None
@@ -123,25 +139,36 @@ RULES: dict[str, Change] = {
     "map: whole image's lead up to 4": constant("largest_lead", 4.0, 4.0),
     "map: surplus of all by the largest lead": shared,
 }
+RULES_OF_BOTH: dict[str, Change] = {
+    "logical branch": part("logical"),
+    "structural branch": part("structural"),
+    "composition": part("composition"),
+    "logical map not raised": logical_map(0.0, 0.0),
+    **{f"logical map raised by at most {limit:g}": logical_map(2.0, limit) for limit in (2.0, 3.0, 8.0)},
+}
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace, category: str, seed: int) -> dict[str, dict[str, float]]:
     """AUROC and AU-sPRO of every rule."""
     paths, maps, merger = read_maps(args, category, seed)
-    found = {name: scores(paths, *merged(merger, maps, change)) for name, change in RULES.items()}
+    rules = RULES if args.branches == "structural" else RULES_OF_BOTH
+    found = {name: scores(paths, *merged(merger, maps, change)) for name, change in rules.items()}
+    if args.branches == "both":
+        return found
     return found | {"score: root of the sum of squares": scores(paths, root_of_squares(merger, maps))}
 
 
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
-    args = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories)
+    args = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories, branches="structural")
 
     def cell(category: str, seed: int) -> dict[str, dict[str, float]]:
         repeated = category == PHOTOGRAPHS and seed != args.seeds[0]  # only drawn images differ
         return {} if repeated else measure(args, category, seed)
 
-    collect("merging_study", args, lambda cells: photographs_and_drawn(cells, "rule"), cell, merged=True)
+    name = "merging_study" if args.branches == "structural" else "merging_study_both"
+    collect(name, args, lambda cells: photographs_and_drawn(cells, "rule"), cell, merged=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,12 @@ _RENAMED: Final = {"Reading": "CodeHistograms", "HalvingConv2d": "Conv2d", "Doub
 # Buffers that `CompositionMerger` did not have before 0.2, with values that keep the results of that time: its margins,
 # no weight for the map of the logical branch, and a level of -inf, so that the composition leaves the map of the
 # branches unchanged.
-_MERGER: Final = {"margins": [0.0, 0.25], "logical_map_weight": 0.0, "normal_level": -torch.inf}
+_MERGER: Final = {
+    "margins": [0.0, 0.25],
+    "logical_map_weight": 0.0,
+    "logical_map_limit": 0.0,
+    "normal_level": -torch.inf,
+}
 MAP_WEIGHTS: Final = ("weight", "largest_lead")  # of its histograms, which files of before lack; as of today
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 FORMER_COMPOSITION: Final = MappingProxyType({"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,)})

@@ -44,9 +44,9 @@ class CompositionMerger(nn.Module):
       ``g_h = c_h - max(s + 1/2, 0)`` is by how much the score c_h of the histogram exceeds that of the branches.
       Histograms of grid cells rarely have a positive lead on normal images, hence their large weight and low limit
       (w = 240, b = 1); those of the whole image have one more often (w = 45, b = 2).
-    - ``l = min(v max_h max(g_h, 0) max(L - 2, 0), 3)`` for the calibrated map L of the logical branch (v = 2). What is
-      missing leaves no surplus; the logical branch may show where it belongs. Its map is too noisy to be shown like
-      this in an image that the composition takes for normal.
+    - ``l = min(v max_h max(g_h, 0) max(L - 2, 0), t)`` for the calibrated map L of the logical branch (v = 2, t = 3).
+      What is missing leaves no surplus; the logical branch may show where it belongs. Its map is too noisy to be shown
+      like this in an image that the composition takes for normal.
 
     No pixel is decreased.
 
@@ -61,6 +61,7 @@ class CompositionMerger(nn.Module):
         weight: w_h, [M].
         largest_lead: b_h, [M].
         logical_map_weight: v; zero in checkpoints of before.
+        logical_map_limit: t.
         normal_level: q.
 
     Example:
@@ -80,6 +81,7 @@ class CompositionMerger(nn.Module):
     weight: Tensor
     largest_lead: Tensor
     logical_map_weight: Tensor
+    logical_map_limit: Tensor
     normal_level: Tensor
 
     def __init__(self, grids: Sequence[int]) -> None:
@@ -90,6 +92,7 @@ class CompositionMerger(nn.Module):
         self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
         self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
         self.register_buffer("logical_map_weight", torch.tensor(LOGICAL_WEIGHT))
+        self.register_buffer("logical_map_limit", torch.tensor(LOGICAL_LIMIT))
         self.register_buffer("normal_level", torch.tensor(0.0))
 
     def calibrate(
@@ -170,7 +173,7 @@ class CompositionMerger(nn.Module):
         if logical is None:
             return raised
         slope = (self.logical_map_weight * lead.amax(dim=-1))[:, None, None, None]
-        return raised.maximum((slope * (logical - LOGICAL_LEVEL).relu()).clamp_max(LOGICAL_LIMIT))
+        return raised.maximum((slope * (logical - LOGICAL_LEVEL).relu()).minimum(self.logical_map_limit))
 
     def _standardised(self, scores: Tensor) -> Tensor:
         return (scores - self.mean[1]) / self.std[1] - self.margins[1]

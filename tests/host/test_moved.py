@@ -14,7 +14,7 @@ from anomalib_npgmf.backbone import AntialiasedResize, Backbone
 from anomalib_npgmf.composition.histogram import CodeHistograms
 from anomalib_npgmf.config import ModelConfig, resolve
 from anomalib_npgmf.export.metadata import KEY
-from anomalib_npgmf.host.moved import rename_tensors
+from anomalib_npgmf.host.moved import MAP_WEIGHTS, rename_tensors
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
 from anomalib_npgmf.host.rebuild import model_config
 from anomalib_npgmf.host.visualizer import NpgmfVisualizer
@@ -57,7 +57,7 @@ def test_pickled_composition_of_before() -> None:
     branch._buffers["held_out"] = branch._buffers.pop("cv_stats")
     merger = model.model.merger.composition
     assert merger is not None
-    for name in ("normal_level", "margins", "weight", "largest_lead", "logical_map_weight"):
+    for name in ("normal_level", "margins", *MAP_WEIGHTS, "logical_map_weight", "logical_map_limit"):
         del merger._buffers[name]
     vars(branch).pop("grids", None)  # files of before have no such attribute
     restored = pickle.loads(pickle.dumps(model))
@@ -83,7 +83,8 @@ def test_tensors_of_a_checkpoint_of_before() -> None:
         for name, value in state.items()
     }
     assert "model.composition.held_out" in before
-    added = [f"model.merger.composition.{name}" for name in ("normal_level", "margins", "logical_map_weight")]
+    names = ("normal_level", "margins", "logical_map_weight", "logical_map_limit")
+    added = [f"model.merger.composition.{name}" for name in names]
     for name in added:
         del before[name]
     rename_tensors(before)
