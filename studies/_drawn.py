@@ -29,7 +29,7 @@ from anomalib_npgmf.composition.model import GRID_MARGIN
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.merging.composition import CELL_LEAD, CELL_WEIGHT, LEAD_MARGIN, WHOLE_LEAD, WHOLE_WEIGHT
+from anomalib_npgmf.merging import composition as merging
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
@@ -224,8 +224,8 @@ def collect(
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
     if merged:
-        rule = [GRID_MARGIN, LEAD_MARGIN, CELL_WEIGHT, CELL_LEAD, WHOLE_WEIGHT, WHOLE_LEAD]
-        settings["composition"] = [*CompositionConfig().codes_of_grids, *rule]
+        rule = [value for name, value in sorted(vars(merging).items()) if name.isupper() and isinstance(value, float)]
+        settings["composition"] = [*CompositionConfig().codes_of_grids, GRID_MARGIN, *rule]
     former = result.get("settings") if result.get("cells") else settings
     if former != settings:
         known = former or "unrecorded settings"

@@ -35,7 +35,7 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
         margins = merger.composition.margins.tolist()
         for part, margin in zip(("branches", "composition"), margins, strict=True):
             statistics[part]["margin"] = margin
-        for name in ("weight", "largest_lead", "logical_map_weight", "logical_map_limit"):
+        for name in ("weight", "largest_lead", "further_lead", "logical_map_weight", "logical_map_limit"):
             statistics["composition"][name] = getattr(merger.composition, name).tolist()
     normalised = getattr(post, "enable_normalization", False)
     return {

@@ -36,7 +36,11 @@ _MERGER: Final = {
     "logical_map_limit": 0.0,
     "normal_level": -torch.inf,
 }
-MAP_WEIGHTS: Final = ("weight", "largest_lead")  # of its histograms, which files of before lack; as of today
+MAP_WEIGHTS: Final = (
+    "weight",
+    "largest_lead",
+    "further_lead",
+)  # where a file lacks them, as of today
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 FORMER_COMPOSITION: Final = MappingProxyType({"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,)})
 
@@ -89,9 +93,10 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
-    if composition is not None and merger is not None and "weight" not in merger._buffers:
+    if composition is not None and merger is not None:
         present = CompositionMerger(composition.grids).to(merger.mean.device)
-        merger._buffers |= {name: getattr(present, name) for name in MAP_WEIGHTS}
+        for name in MAP_WEIGHTS:
+            merger._buffers.setdefault(name, getattr(present, name))
 
 
 def complete_pickled(module: "Npgmf") -> None:

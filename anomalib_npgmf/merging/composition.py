@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. Scores in standard deviations.
-LEAD_MARGIN = 0.5  # a histogram changes the map only if its score exceeds the branches' score by more than this
+# A histogram changes the map by how much its score exceeds both LEAD_LEVEL and the branches' score less LEAD_ALLOWANCE.
+LEAD_LEVEL, LEAD_ALLOWANCE = 0.5, 1.0
 # Weight w and largest lead b, see `CompositionMerger`: a lead g adds ``w * min(g, b) * surplus`` to the map.
 CELL_WEIGHT, CELL_LEAD = 240.0, 1.0  # histograms of grid cells
 WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0  # histograms of the whole image
 # The same for the map of the logical branch, where it exceeds a level; it adds no more than a limit.
 LOGICAL_WEIGHT, LOGICAL_LEVEL, LOGICAL_LIMIT = 2.0, 2.0, 3.0
+# Where the branches see nothing, cells count a lead beyond FURTHER_LEVEL too, up to FURTHER_LEAD, and the limit of the
+# logical map is higher by QUIET_LIMIT; both fade to nothing as the branches' score rises to QUIET_SCORE.
+FURTHER_LEVEL, FURTHER_LEAD = 3.0, 3.0
+QUIET_LIMIT, QUIET_SCORE = 5.0, 5.0
 
 
 class Merged(NamedTuple):
@@ -40,15 +45,17 @@ class CompositionMerger(nn.Module):
     The merged map is ``max(S', min(S', q) + max(m, l))`` for the standardised map ``S' = (S - mu_S) / sd_S``, its 0.95
     quantile q over the pixels of normal images, and two terms that are zero unless a histogram has a lead:
 
-    - ``m = max_h w_h r_h min(max(g_h, 0), b_h)``, where the surplus r_h of a histogram h is. The lead
-      ``g_h = c_h - max(s + 1/2, 0)`` is by how much the score c_h of the histogram exceeds that of the branches.
-      Histograms of grid cells rarely have a positive lead on normal images, hence their large weight and low limit
-      (w = 240, b = 1); those of the whole image have one more often (w = 45, b = 2).
-    - ``l = min(v max_h max(g_h, 0) max(L - 2, 0), t)`` for the calibrated map L of the logical branch (v = 2, t = 3).
+    - ``m = max_h w_h r_h (min(g_h, b_h) + u min(max(g_h - 3, 0), f_h))``, where the surplus r_h of a histogram h is.
+      The lead ``g_h = max(c_h - max(s - 1, 1/2), 0)`` is by how much the score c_h of the histogram exceeds that of the
+      branches, to which one standard deviation is allowed. Histograms of grid cells rarely have a lead on normal
+      images, hence their large weight and low limit (w = 240, b = 1, f = 3); those of the whole image have one more
+      often (w = 45, b = 2, f = 0).
+    - ``l = min(v max_h g_h max(L - 2, 0), t + 5 u)`` for the calibrated map L of the logical branch (v = 2, t = 3).
       What is missing leaves no surplus; the logical branch may show where it belongs. Its map is too noisy to be shown
       like this in an image that the composition takes for normal.
 
-    No pixel is decreased.
+    Both terms have narrow limits where a branch marks something itself; where the branches see nothing they may be
+    larger: ``u = 1 - s / 5``, between 0 and 1. No pixel is decreased.
 
     Args:
         grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
@@ -60,6 +67,7 @@ class CompositionMerger(nn.Module):
             0.25 for the composition in checkpoints from before version 0.2.
         weight: w_h, [M].
         largest_lead: b_h, [M].
+        further_lead: f_h, [M].
         logical_map_weight: v; zero in checkpoints of before.
         logical_map_limit: t.
         normal_level: q.
@@ -71,7 +79,7 @@ class CompositionMerger(nn.Module):
         >>> merged = merger(branches, merger.raised(surplus, torch.tensor([[4.0]]), branches), torch.tensor([[4.0]]))
         >>> round(merged.scores.item(), 4)  # of the composition, (4 - 1) / 0.7071; of the branches 2 / 1.4142
         4.2426
-        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * min(2.3284, 2)
+        >>> [round(value, 4) for value in merged.maps.flatten().tolist()]  # -2.1213 + 45 * 0.1 * min(3.7426, 2)
         [6.8787, 1.4142]
     """
 
@@ -80,6 +88,7 @@ class CompositionMerger(nn.Module):
     margins: Tensor
     weight: Tensor
     largest_lead: Tensor
+    further_lead: Tensor
     logical_map_weight: Tensor
     logical_map_limit: Tensor
     normal_level: Tensor
@@ -91,6 +100,7 @@ class CompositionMerger(nn.Module):
         self.register_buffer("margins", torch.zeros(2))
         self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
         self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
+        self.register_buffer("further_lead", torch.tensor([FURTHER_LEAD if grid > 1 else 0.0 for grid in grids]))
         self.register_buffer("logical_map_weight", torch.tensor(LOGICAL_WEIGHT))
         self.register_buffer("logical_map_limit", torch.tensor(LOGICAL_LIMIT))
         self.register_buffer("normal_level", torch.tensor(0.0))
@@ -164,16 +174,20 @@ class CompositionMerger(nn.Module):
             branches: Merged map of the branches, [B, 1, h, w]; ``None`` without branches.
             logical: Calibrated map of the logical branch, [B, 1, H, W]; ``None`` without it.
         """
-        lead = self._standardised(scores)
+        lead, quiet = self._standardised(scores), torch.ones_like(scores[:, :1])
         if branches is not None:
-            lead = lead - (self.of_peaks(branches.amax(dim=(1, 2, 3))) + LEAD_MARGIN).relu().unsqueeze(-1)
+            score = self.of_peaks(branches.amax(dim=(1, 2, 3))).unsqueeze(-1)
+            lead, quiet = lead - (score - LEAD_ALLOWANCE).clamp(min=LEAD_LEVEL), (1 - score / QUIET_SCORE).clamp(0, 1)
         lead = lead.relu()
-        raise_by = self.weight * lead.minimum(self.largest_lead)
+        further = quiet * (lead - FURTHER_LEVEL).relu().minimum(self.further_lead)
+        raise_by = self.weight * (lead.minimum(self.largest_lead) + further)
         raised = (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
         if logical is None:
             return raised
-        slope = (self.logical_map_weight * lead.amax(dim=-1))[:, None, None, None]
-        return raised.maximum((slope * (logical - LOGICAL_LEVEL).relu()).minimum(self.logical_map_limit))
+        slope = self.logical_map_weight * lead.amax(dim=-1)
+        limit = self.logical_map_limit + QUIET_LIMIT * quiet
+        shown = (slope[:, None, None, None] * (logical - LOGICAL_LEVEL).relu()).minimum(limit[..., None, None])
+        return raised.maximum(shown)
 
     def _standardised(self, scores: Tensor) -> Tensor:
         return (scores - self.mean[1]) / self.std[1] - self.margins[1]

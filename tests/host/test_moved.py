@@ -67,6 +67,7 @@ def test_pickled_composition_of_before() -> None:
     assert restored.model.merger.composition.margins.tolist() == [0.0, 0.25]
     assert restored.model.merger.composition.weight.tolist() == [45.0, 45.0, 240.0, 240.0]
     assert restored.model.merger.composition.largest_lead.tolist() == [2.0, 2.0, 1.0, 1.0]
+    assert restored.model.merger.composition.further_lead.tolist() == [0.0, 0.0, 3.0, 3.0]
     assert restored.model.merger.composition.logical_map_weight.item() == 0.0
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 

@@ -36,34 +36,43 @@ def test_each_histogram_marks_its_own_surplus() -> None:
     surplus = torch.zeros(1, 2, 32, 32)
     surplus[0, 0, :16], surplus[0, 1, 16:] = 0.1, 0.1
     maps, merger = {"logical": torch.zeros(1, 1, 32, 32), "composition": surplus}, composed()
-    for scores, upper, lower in (([30.0, 0.0], 45 * 0.1, 0.0), ([0.0, 25.0], 0.0, 240 * 0.1 * 0.5)):
+    for scores, upper, lower in (([35.0, 0.0], 45 * 0.1, 0.0), ([0.0, 30.0], 0.0, 240 * 0.1 * 0.5)):
         found = maps | {"composition_scores": torch.tensor([scores])}
         raised = merger(found).maps - merger({"logical": maps["logical"]}).maps.sub(2.0)
         torch.testing.assert_close(raised[0, 0, :, 0], torch.tensor([upper, lower]).repeat_interleave(16))
         torch.testing.assert_close(raised, merger.calibrated_maps(found)["composition"])
 
 
-def test_a_lead_is_what_exceeds_the_branches_by_half_a_standard_deviation() -> None:
-    maps = {"logical": torch.full((1, 1, 32, 32), 3.0), "composition": torch.full((1, 2, 32, 32), 0.1)}  # s = 1
-    for score, lead in ((32.0, 0.0), (45.0, 1.0)):  # c = 1.2 and 2.5
+def test_a_lead_is_what_exceeds_the_branches_less_one_standard_deviation() -> None:
+    """And half a standard deviation, if that is more."""
+    surplus = torch.full((1, 2, 32, 32), 0.1)
+    for peak, score, lead in ((3.0, 24.0, 0.0), (3.0, 35.0, 1.0), (5.0, 39.0, 0.0), (5.0, 50.0, 1.0), (5.0, 99.0, 2.0)):
+        maps = {"logical": torch.full((1, 1, 32, 32), peak), "composition": surplus}  # s = 1 and 3
         merged = composed(-2.0)(maps | {"composition_scores": torch.tensor([[score, 0.0]])})
-        torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), max(1.0, -2.0 + 45 * 0.1 * lead)))
+        torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), max(peak - 2, -2.0 + 45 * 0.1 * lead)))
+
+
+def test_cells_count_a_further_lead_where_the_branches_see_nothing() -> None:
+    surplus = torch.full((1, 2, 32, 32), 0.01)
+    for peak, further in ((2.0, 1.0), (4.5, 0.5), (7.0, 0.0), (30.0, 0.0)):  # s = 0, 2.5, 5 and 28
+        maps = {"structural": torch.full((1, 1, 32, 32), peak), "composition": surplus}
+        base = max(peak - 3.0, 0.5)
+        for lead, counted in ((0.5, 0.5), (3.0, 1.0), (5.0, 1 + 2 * further), (50.0, 1 + 3 * further)):
+            scores = torch.tensor([[0.0, 20 + 10 * (base + lead)]])
+            raised = composed().calibrated_maps(maps | {"composition_scores": scores})["composition"]
+            torch.testing.assert_close(raised, torch.full((1, 1, 32, 32), 2.4 * counted), rtol=1e-4, atol=1e-4)
 
 
 def test_the_logical_map_is_raised_where_the_composition_leads() -> None:
     """Nothing has a surplus; the logical map has two places above its level of two, a weak one and a strong one."""
     logical = torch.zeros(1, 1, 32, 32)
     logical[..., 8, 8], logical[..., 20, 20] = 2.25, 4.0
-    maps = {"logical": logical, "composition": torch.zeros(1, 2, 32, 32)}  # s = 2
-    for score, weak, strong in (
-        (45.0, 0.25, 2.0),
-        (50.0, 0.5, 3.0),
-        (60.0, 1.0, 4.0),
-        (999.0, 3.25, 4.0),
-    ):  # lead c - 2.5
-        merged = composed(1.0)(maps | {"composition_scores": torch.tensor([[0.0, score]])}).maps
-        assert merged[0, 0, 8, 8].item() == pytest.approx(weak)
-        assert merged[0, 0, 20, 20].item() == pytest.approx(strong)
+    maps = {"logical": logical, "composition": torch.zeros(1, 2, 32, 32)}  # s = 2, so that the limit is 3 + 5 * 0.6
+    for lead, weak, strong in ((1.0, 0.5, 4.0), (1.2, 0.6, 4.8), (9.0, 4.5, 6.0), (99.0, 6.0, 6.0)):
+        scores = torch.tensor([[0.0, 20 + 10 * (1 + lead)]])
+        merged = composed(1.0)(maps | {"composition_scores": scores}).maps
+        assert merged[0, 0, 8, 8].item() == pytest.approx(0.25 + weak)
+        assert merged[0, 0, 20, 20].item() == pytest.approx(1.0 + strong)
         assert merged[0, 0, 0, 0].item() == pytest.approx(-2)
 
 
@@ -78,12 +87,13 @@ def test_the_composition_never_hides_what_a_branch_marks(whole: float, cells: fl
     branches = merger({"logical": maps["logical"]}).maps - 2.0  # in deviations of one, above a mean of two
     merged = merger(maps | {"composition_scores": torch.tensor([[whole, cells]])}).maps
     assert (merged >= branches - 1e-5).all()
-    leads = [(score - 20) / 10 - max(branches.max().item() + 0.5, 0.0) for score in (whole, cells)]
-    bounds = ((45.0, 2.0), (240.0, 1.0))  # however large the distance
-    weights = [weight * min(max(lead, 0.0), bound) for lead, (weight, bound) in zip(leads, bounds, strict=True)]
-    shown = torch.maximum(weights[0] * maps["composition"][:, :1], weights[1] * maps["composition"][:, 1:])
-    slope = 2 * max(0.0, *leads)
-    shown = shown.maximum((slope * (maps["logical"] - 2).clamp(min=0)).clamp(max=3))  # where the logical branch differs
+    peak = branches.max().item()
+    quiet = min(max(1 - peak / 5, 0.0), 1.0)
+    leads = [max((score - 20) / 10 - max(peak - 1, 0.5), 0.0) for score in (whole, cells)]
+    factors = (45 * min(leads[0], 2.0), 240 * (min(leads[1], 1.0) + quiet * min(max(leads[1] - 3, 0.0), 3.0)))
+    shown = torch.maximum(factors[0] * maps["composition"][:, :1], factors[1] * maps["composition"][:, 1:])
+    logical = (2 * max(leads) * (maps["logical"] - 2).clamp(min=0)).clamp(max=3 + 5 * quiet)
+    shown = shown.maximum(logical)
     torch.testing.assert_close(merged, torch.maximum(branches, branches.clamp(max=level) + shown), rtol=1e-4, atol=1e-3)
 
 
