@@ -224,8 +224,8 @@ def collect(
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
     if merged:
-        rule = [value for name, value in sorted(vars(merging).items()) if name.isupper() and isinstance(value, float)]
-        settings["composition"] = [*CompositionConfig().codes_of_grids, GRID_MARGIN, *rule]
+        weights = [x for name, x in sorted(vars(merging).items()) if name.isupper() and isinstance(x, float)]
+        settings["composition"] = [*CompositionConfig().codes_of_grids, GRID_MARGIN, *weights, *merging.MapRule()]
     former = result.get("settings") if result.get("cells") else settings
     if former != settings:
         known = former or "unrecorded settings"

@@ -10,17 +10,30 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. Scores in standard deviations.
-# A histogram changes the map by how much its score exceeds both LEAD_LEVEL and the branches' score less LEAD_ALLOWANCE.
-LEAD_LEVEL, LEAD_ALLOWANCE = 0.5, 1.0
 # Weight w and largest lead b, see `CompositionMerger`: a lead g adds ``w * min(g, b) * surplus`` to the map.
-CELL_WEIGHT, CELL_LEAD = 240.0, 1.0  # histograms of grid cells
+CELL_WEIGHT, CELL_LEAD, CELL_FURTHER_LEAD = 240.0, 1.0, 3.0  # histograms of grid cells
 WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0  # histograms of the whole image
-# The same for the map of the logical branch, where it exceeds a level; it adds no more than a limit.
-LOGICAL_WEIGHT, LOGICAL_LEVEL, LOGICAL_LIMIT = 2.0, 2.0, 3.0
-# Where the branches see nothing, cells count a lead beyond FURTHER_LEVEL too, up to FURTHER_LEAD, and the limit of the
-# logical map is higher by QUIET_LIMIT; both fade to nothing as the branches' score rises to QUIET_SCORE.
-FURTHER_LEVEL, FURTHER_LEAD = 3.0, 3.0
-QUIET_LIMIT, QUIET_SCORE = 5.0, 5.0
+LOGICAL_WEIGHT, LOGICAL_LIMIT = 2.0, 3.0  # the same for the map of the logical branch, which adds no more than a limit
+
+
+class MapRule(NamedTuple):
+    """Numbers of the rule by which `CompositionMerger` raises the map, in standard deviations.
+
+    Attributes:
+        lead_level: Score that a histogram must exceed to change the map.
+        lead_allowance: Subtracted from the branches' score before a histogram is compared with it.
+        further_level: Lead beyond which cells may count more, where the branches see nothing.
+        logical_level: What the map of the logical branch must exceed.
+        quiet_limit: Added to the limit of the logical map where the branches see nothing.
+        quiet_score: Score of the branches at which they are taken to see the anomaly themselves.
+    """
+
+    lead_level: float = 0.5
+    lead_allowance: float = 1.0
+    further_level: float = 3.0
+    logical_level: float = 2.0
+    quiet_limit: float = 5.0
+    quiet_score: float = 5.0
 
 
 class Merged(NamedTuple):
@@ -71,6 +84,7 @@ class CompositionMerger(nn.Module):
         logical_map_weight: v; zero in checkpoints of before.
         logical_map_limit: t.
         normal_level: q.
+        rule: The other numbers.
 
     Example:
         >>> merger = CompositionMerger([1])
@@ -92,6 +106,7 @@ class CompositionMerger(nn.Module):
     logical_map_weight: Tensor
     logical_map_limit: Tensor
     normal_level: Tensor
+    rule = MapRule()
 
     def __init__(self, grids: Sequence[int]) -> None:
         super().__init__()
@@ -100,7 +115,7 @@ class CompositionMerger(nn.Module):
         self.register_buffer("margins", torch.zeros(2))
         self.register_buffer("weight", torch.tensor([CELL_WEIGHT if grid > 1 else WHOLE_WEIGHT for grid in grids]))
         self.register_buffer("largest_lead", torch.tensor([CELL_LEAD if grid > 1 else WHOLE_LEAD for grid in grids]))
-        self.register_buffer("further_lead", torch.tensor([FURTHER_LEAD if grid > 1 else 0.0 for grid in grids]))
+        self.register_buffer("further_lead", torch.tensor([CELL_FURTHER_LEAD if grid > 1 else 0.0 for grid in grids]))
         self.register_buffer("logical_map_weight", torch.tensor(LOGICAL_WEIGHT))
         self.register_buffer("logical_map_limit", torch.tensor(LOGICAL_LIMIT))
         self.register_buffer("normal_level", torch.tensor(0.0))
@@ -174,19 +189,20 @@ class CompositionMerger(nn.Module):
             branches: Merged map of the branches, [B, 1, h, w]; ``None`` without branches.
             logical: Calibrated map of the logical branch, [B, 1, H, W]; ``None`` without it.
         """
-        lead, quiet = self._standardised(scores), torch.ones_like(scores[:, :1])
+        rule, lead, quiet = self.rule, self._standardised(scores), torch.ones_like(scores[:, :1])
         if branches is not None:
             score = self.of_peaks(branches.amax(dim=(1, 2, 3))).unsqueeze(-1)
-            lead, quiet = lead - (score - LEAD_ALLOWANCE).clamp(min=LEAD_LEVEL), (1 - score / QUIET_SCORE).clamp(0, 1)
+            lead = lead - (score - rule.lead_allowance).clamp(min=rule.lead_level)
+            quiet = (1 - score / rule.quiet_score).clamp(0, 1)
         lead = lead.relu()
-        further = quiet * (lead - FURTHER_LEVEL).relu().minimum(self.further_lead)
+        further = quiet * (lead - rule.further_level).relu().minimum(self.further_lead)
         raise_by = self.weight * (lead.minimum(self.largest_lead) + further)
         raised = (raise_by[..., None, None] * surplus).amax(dim=1, keepdim=True)
         if logical is None:
             return raised
         slope = self.logical_map_weight * lead.amax(dim=-1)
-        limit = self.logical_map_limit + QUIET_LIMIT * quiet
-        shown = (slope[:, None, None, None] * (logical - LOGICAL_LEVEL).relu()).minimum(limit[..., None, None])
+        limit = self.logical_map_limit + rule.quiet_limit * quiet
+        shown = (slope[:, None, None, None] * (logical - rule.logical_level).relu()).minimum(limit[..., None, None])
         return raised.maximum(shown)
 
     def _standardised(self, scores: Tensor) -> Tensor:
