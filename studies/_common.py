@@ -43,7 +43,6 @@ MADE_BY = {
     "latency": "latency.py models",
     "gpu": "latency.py gpu",
     "gpu_bank": "bank.py gpu",
-    "merging_study_both": "merging_study.py",
     **{f"bank_{part}": f"bank.py {part}" for part in ("build", "cover", "accuracy", "thinning")},
     **{f"export_{part}": f"export.py {part}" for part in ("formats", "latency")},
     **{name: f"{name}.py measure" for name in ("spro", "tries", "learning_curve")},

@@ -1,13 +1,11 @@
 """Comparison of rules that merge score and map of the composition with those of the branches.
 
-    python studies/merging_study.py --root drawings --photographs FOLDER
-    python studies/merging_study.py --root drawings --photographs FOLDER --branches both --seeds 100
+    python studies/merging_study.py --root drawings --photographs FOLDER --seeds 100
 
-By default nothing is trained: preset small without the logical branch. With both branches, trained as in the plans
-synthetic.yaml and juice_bottle.yaml of the benchmark, the rules that need a logical branch or many images are compared.
-Data are development seeds of SyntheticLOCO, which no benchmark uses, and photographs, MVTec LOCO AD's juice_bottle in
-FOLDER. Every rule is the model's with other constants. Statistics come from normal images alone. A cell (a category
-with a seed) that is in the results file is not measured again.
+Trains preset small with the composition as the plans synthetic.yaml and juice_bottle.yaml of the benchmark do. Data are
+development seeds of SyntheticLOCO, which no benchmark uses, and photographs, MVTec LOCO AD's juice_bottle in FOLDER.
+Every rule is the model's with other constants. Statistics come from normal images alone. A cell (a category with a
+seed) that is in the results file is not measured again.
 """
 
 from __future__ import annotations
@@ -26,9 +24,10 @@ from torch import Tensor
 from anomalib_npgmf.merging import MapMerger, Merged
 
 TESTS = 40  # drawn test images of each kind
-# With both branches, as in the plans of the benchmark: drawn training images, epochs, share of the patches in the bank.
-DRAWN: dict[str, Any] = {"drawn": 300, "epochs": 8, "coreset_ratio": 0.02}
-PHOTOGRAPHS_EPOCHS = 12
+IMAGES = 300  # drawn training images
+# as in the plans
+DRAWN: dict[str, Any] = {"epochs": 8, "coreset_ratio": 0.02}
+PHOTOGRAPHED: dict[str, Any] = {"epochs": 12}
 BATCH = 16
 Maps = dict[str, Tensor]
 Change = Callable[[MapMerger, Maps], None]
@@ -37,11 +36,8 @@ Change = Callable[[MapMerger, Maps], None]
 @torch.no_grad()
 def read_maps(args: argparse.Namespace, category: str, seed: int) -> tuple[list[Path], Maps, MapMerger]:
     """Paths and raw maps of the test images, and the calibrated merger."""
-    settings: dict[str, Any] = {"epochs": 1}
-    if args.branches == "both":
-        settings = {"epochs": PHOTOGRAPHS_EPOCHS} if category == PHOTOGRAPHS else dict(DRAWN)
-    data = data_of(args, category, seed, settings.pop("drawn", 60), tests=TESTS)
-    model = composition_model(data, seed, branches=args.branches, **settings)
+    data = data_of(args, category, seed, IMAGES, tests=TESTS)
+    model = composition_model(data, seed, **(PHOTOGRAPHED if category == PHOTOGRAPHS else DRAWN))
     data.setup("test")
     paths, found = [], []
     for batch in data.test_dataloader():
@@ -120,18 +116,14 @@ def map_rule(**numbers: float) -> Change:
     return change
 
 
-def eight(merger: MapMerger, maps: Maps) -> None:
-    """A limit of the logical map that does not depend on what the branches see."""
-    map_rule(quiet_limit=0.0)(merger, maps)
-    logical_map(2.0, 8.0)(merger, maps)
+def both(*changes: Change) -> Change:
+    """Several changes, one after the other."""
 
+    def change(merger: MapMerger, maps: Maps) -> None:
+        for one in changes:
+            one(merger, maps)
 
-def shared(merger: MapMerger, maps: Maps) -> None:
-    """The surplus of all histograms by the largest lead, weight 45 up to 3: the rule of before."""
-    assert merger.composition is not None
-    maps["composition"] = maps["composition"].amax(dim=1, keepdim=True).expand_as(maps["composition"])
-    merger.composition.weight.fill_(45.0)
-    merger.composition.largest_lead.fill_(3.0)
+    return change
 
 
 def root_of_squares(merger: MapMerger, maps: Maps) -> Tensor:
@@ -147,7 +139,9 @@ def root_of_squares(merger: MapMerger, maps: Maps) -> Tensor:
 
 
 # Histograms: whole image, whole image whitened, 2 x 2, 4 x 4.
+NOT_FURTHER = constant("further_lead", 0.0, 0.0, 0.0, 0.0)
 RULES: dict[str, Change] = {
+    "logical branch": part("logical"),
     "structural branch": part("structural"),
     "composition": part("composition"),
     "as in the model": constant("margins"),
@@ -155,25 +149,15 @@ RULES: dict[str, Change] = {
     "score: without 64 codes of the whole image": without(1),
     "score: without 2 x 2": without(2),
     "score: without 4 x 4": without(3),
+    "map: the former rule": both(NOT_FURTHER, map_rule(lead_level=0.0, lead_allowance=-0.5, quiet_limit=0.0)),
+    "map: former lead": map_rule(lead_level=0.0, lead_allowance=-0.5),
+    **{f"map: level of the lead {level:g}": map_rule(lead_level=level) for level in (0.0, 1.0)},
+    "map: no further lead of cells": NOT_FURTHER,
     **{f"map: cells' weight {w:.0f}": constant("weight", None, None, w, w) for w in (120.0, 480.0)},
-    "map: cells' lead up to 2": constant("largest_lead", None, None, 2.0, 2.0),
     **{f"map: whole image's weight {w:.0f}": constant("weight", w, w) for w in (0.0, 90.0)},
-    "map: whole image's lead up to 4": constant("largest_lead", 4.0, 4.0),
-    "map: surplus of all by the largest lead": shared,
-}
-RULES_OF_BOTH: dict[str, Change] = {
-    "logical branch": part("logical"),
-    "structural branch": part("structural"),
-    "composition": part("composition"),
-    "as in the model": constant("margins"),
-    "score: composition -0.5": constant("margins", None, 0.5),
-    "map: the branches' score plus 0.5 counts": map_rule(lead_level=0.0, lead_allowance=-0.5),
-    "map: level of the lead 0": map_rule(lead_level=0.0),
-    "map: level of the lead 1": map_rule(lead_level=1.0),
-    "map: no further lead of cells": constant("further_lead", 0.0, 0.0, 0.0, 0.0),
     "map: logical map not raised": logical_map(0.0, 0.0),
-    "map: limit of the logical map 3": map_rule(quiet_limit=0.0),
-    "map: limit of the logical map 8": eight,
+    "map: logical map up to 3 everywhere": map_rule(quiet_limit=0.0),
+    "map: logical map up to 8 everywhere": both(logical_map(2.0, 8.0), map_rule(quiet_limit=0.0)),
 }
 
 
@@ -181,23 +165,19 @@ RULES_OF_BOTH: dict[str, Change] = {
 def measure(args: argparse.Namespace, category: str, seed: int) -> dict[str, dict[str, float]]:
     """AUROC and AU-sPRO of every rule."""
     paths, maps, merger = read_maps(args, category, seed)
-    rules = RULES if args.branches == "structural" else RULES_OF_BOTH
-    found = {name: scores(paths, *merged(merger, maps, change)) for name, change in rules.items()}
-    if args.branches == "both":
-        return found
+    found = {name: scores(paths, *merged(merger, maps, change)) for name, change in RULES.items()}
     return found | {"score: root of the sum of squares": scores(paths, root_of_squares(merger, maps))}
 
 
 def main() -> None:
     categories = [*DEFAULTS["categories"], PHOTOGRAPHS]
-    args = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories, branches="structural")
+    args = options(__doc__, root=Path, photographs=Path, seeds=[100, 101], categories=categories)
 
     def cell(category: str, seed: int) -> dict[str, dict[str, float]]:
         repeated = category == PHOTOGRAPHS and seed != args.seeds[0]  # only drawn images differ
         return {} if repeated else measure(args, category, seed)
 
-    name = "merging_study" if args.branches == "structural" else "merging_study_both"
-    collect(name, args, lambda cells: photographs_and_drawn(cells, "rule"), cell, merged=True)
+    collect("merging_study", args, lambda cells: photographs_and_drawn(cells, "rule"), cell, merged=True)
 
 
 if __name__ == "__main__":
