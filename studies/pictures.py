@@ -2,7 +2,7 @@
 
     python studies/pictures.py --categories sorting_tray cable_pairs loose_screws
 
-Trains the model of configs/plans/synthetic.yaml, one category after the other, and shows of each a logical anomaly, a
+Trains the model of configs/plans/synthetic_60.yaml, one category after the other, and shows of each a logical anomaly, a
 structural one and a good image: not the best ones, but those whose scores are at the median of their kind. ``--epochs``
 and ``--root``, which may hold {seed}, take the place of the plan's.
 """
@@ -111,7 +111,7 @@ def main() -> None:
     categories = ["filled_vials", "sorting_tray", "loose_screws"]
     args = options(__doc__, weights=[], categories=categories, epochs=int, root=str, out=ROOT / "docs" / "images")
     files = parse_weights(args.weights)
-    plan = load_plan(ROOT / "configs" / "plans" / "synthetic.yaml", args.root, args.epochs)
+    plan = load_plan(ROOT / "configs" / "plans" / "synthetic_60.yaml", args.root, args.epochs)
     rows = []
     for category in args.categories:
         (cell,) = plan.select([f"npgmf/default/{category}/seed0"]).cells
