@@ -29,11 +29,15 @@ from anomalib_npgmf.composition.model import GRID_MARGIN
 from anomalib_npgmf.data.synthetic.writer import SCENES, DrawingPlan, ensure_drawn
 from anomalib_npgmf.host.defaults import GRADIENT_CLIP, optimiser
 from anomalib_npgmf.logical.model import LogicalBranch
-from anomalib_npgmf.merging import composition as merging
+from anomalib_npgmf.merging import composition
 from anomalib_npgmf.metrics import SPRO, LocoAUROC
 
 SIZE = (256, 256)
 BATCH = 4
+MERGING_WEIGHTS = (
+    *("CELL_WEIGHT", "CELL_LEAD", "CELL_FURTHER_LEAD", "WHOLE_WEIGHT", "WHOLE_LEAD"),
+    *("LOGICAL_WEIGHT", "LOGICAL_LIMIT"),
+)
 PHOTOGRAPHS = "juice_bottle"  # category of MVTec LOCO AD
 KINDS = ("logical", "structural")
 FOLDERS = ("train/good", "validation/good", "test/good", "test/logical_anomalies", "test/structural_anomalies")
@@ -224,8 +228,9 @@ def collect(
     """
     result, settings = load(name, args.out), {key: getattr(args, key, None) for key in ("epochs", "runs", "backbone")}
     if merged:
-        weights = [x for name, x in sorted(vars(merging).items()) if name.isupper() and isinstance(x, float)]
-        settings["composition"] = [*CompositionConfig().codes_of_grids, GRID_MARGIN, *weights, *merging.MapRule()]
+        weights = {name: vars(composition)[name] for name in MERGING_WEIGHTS}
+        codes = {"codes_of_grids": [*CompositionConfig().codes_of_grids], "GRID_MARGIN": GRID_MARGIN}
+        settings["composition"] = codes | weights | composition.MapRule()._asdict()
     former = result.get("settings") if result.get("cells") else settings
     if former != settings:
         known = former or "unrecorded settings"

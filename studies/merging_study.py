@@ -25,7 +25,7 @@ from anomalib_npgmf.merging import MapMerger, Merged
 
 TESTS = 40  # drawn test images of each kind
 IMAGES = 300  # drawn training images
-# as in the plans
+# Trainings of the plans synthetic.yaml and juice_bottle.yaml.
 DRAWN: dict[str, Any] = {"epochs": 8, "coreset_ratio": 0.02}
 PHOTOGRAPHED: dict[str, Any] = {"epochs": 12}
 BATCH = 16
@@ -116,7 +116,7 @@ def map_rule(**numbers: float) -> Change:
     return change
 
 
-def both(*changes: Change) -> Change:
+def in_turn(*changes: Change) -> Change:
     """Several changes, one after the other."""
 
     def change(merger: MapMerger, maps: Maps) -> None:
@@ -140,6 +140,7 @@ def root_of_squares(merger: MapMerger, maps: Maps) -> Tensor:
 
 # Histograms: whole image, whole image whitened, 2 x 2, 4 x 4.
 NOT_FURTHER = constant("further_lead", 0.0, 0.0, 0.0, 0.0)
+FORMER_LEAD = map_rule(lead_level=0.0, lead_allowance=-0.5)
 RULES: dict[str, Change] = {
     "logical branch": part("logical"),
     "structural branch": part("structural"),
@@ -149,15 +150,15 @@ RULES: dict[str, Change] = {
     "score: without 64 codes of the whole image": without(1),
     "score: without 2 x 2": without(2),
     "score: without 4 x 4": without(3),
-    "map: the former rule": both(NOT_FURTHER, map_rule(lead_level=0.0, lead_allowance=-0.5, quiet_limit=0.0)),
-    "map: former lead": map_rule(lead_level=0.0, lead_allowance=-0.5),
+    "map: the former rule": in_turn(NOT_FURTHER, FORMER_LEAD, map_rule(logical_quiet_limit=0.0)),
+    "map: former lead": FORMER_LEAD,
     **{f"map: level of the lead {level:g}": map_rule(lead_level=level) for level in (0.0, 1.0)},
     "map: no further lead of cells": NOT_FURTHER,
     **{f"map: cells' weight {w:.0f}": constant("weight", None, None, w, w) for w in (120.0, 480.0)},
     **{f"map: whole image's weight {w:.0f}": constant("weight", w, w) for w in (0.0, 90.0)},
     "map: logical map not raised": logical_map(0.0, 0.0),
-    "map: logical map up to 3 everywhere": map_rule(quiet_limit=0.0),
-    "map: logical map up to 8 everywhere": both(logical_map(2.0, 8.0), map_rule(quiet_limit=0.0)),
+    "map: logical map up to 3 everywhere": map_rule(logical_quiet_limit=0.0),
+    "map: logical map up to 8 everywhere": in_turn(logical_map(2.0, 8.0), map_rule(logical_quiet_limit=0.0)),
 }
 
 

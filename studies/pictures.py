@@ -2,9 +2,9 @@
 
     python studies/pictures.py --categories sorting_tray cable_pairs loose_screws
 
-Trains the model of configs/plans/synthetic_60.yaml, one category after the other, and shows of each a logical anomaly, a
-structural one and a good image: not the best ones, but those whose scores are at the median of their kind. ``--epochs``
-and ``--root``, which may hold {seed}, take the place of the plan's.
+Trains the model of configs/plans/synthetic_60.yaml, one category after the other, and shows of each a logical anomaly,
+a structural one and a good image: not the best ones, but those whose scores are at the median of their kind.
+``--epochs`` and ``--root``, which may hold {seed}, take the place of the plan's.
 """
 
 from __future__ import annotations

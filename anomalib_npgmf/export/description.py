@@ -37,6 +37,7 @@ def describe_model(module: "Npgmf") -> dict[str, Any]:
             statistics[part]["margin"] = margin
         for name in ("weight", "largest_lead", "further_lead", "logical_map_weight", "logical_map_limit"):
             statistics["composition"][name] = getattr(merger.composition, name).tolist()
+        statistics["composition"]["map_rule"] = merger.composition.rule._asdict()
     normalised = getattr(post, "enable_normalization", False)
     return {
         "version": anomalib_npgmf.__version__,

@@ -43,12 +43,12 @@ def describe(path: str | Path) -> dict[str, Any]:
         ``category``, ``prompt``, ``image_size`` that images are resized to, also ``logical_image_size`` and
         ``structural_image_size``, ``merging``, ``weights`` (of a sum), ``calibration`` (mean and standard deviation of
         each branch map; with a composition also of the scores, with margin, ``normal_level``, each histogram's
-        ``weight``, ``largest_lead`` and ``further_lead`` in the map, ``logical_map_weight`` and
-        ``logical_map_limit``), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean raw score of
-        normal images, 0.25 after normalisation), ``false_alarm_rate`` that the threshold stands for and the number of
-        ``calibration_images`` that it comes from (``None``: not known), ``bank_size``, ``calibrated_for_bank`` (false
-        if the bank was shrunk without data), ``configuration`` (all settings), ``input_size`` (``None``: any) and
-        ``date`` (UTC).
+        ``weight``, ``largest_lead`` and ``further_lead`` in the map, ``logical_map_weight``, ``logical_map_limit`` and
+        the other numbers as ``map_rule``), ``threshold`` (raw, 0.5 after normalisation), ``normal_score`` (the mean raw
+        score of normal images, 0.25 after normalisation), ``false_alarm_rate`` that the threshold stands for and the
+        number of ``calibration_images`` that it comes from (``None``: not known), ``bank_size``,
+        ``calibrated_for_bank`` (false if the bank was shrunk without data), ``configuration`` (all settings),
+        ``input_size`` (``None``: any) and ``date`` (UTC).
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -93,7 +93,7 @@ def rename_attributes(composition: Any, merger: Any = None) -> None:
         for old, new in _COMPOSITION.items():
             if old in entries:
                 entries[new] = entries.pop(old)
-    if composition is not None and merger is not None:
+    if composition is not None and merger is not None and not merger._buffers.keys() >= set(MAP_WEIGHTS):
         present = CompositionMerger(composition.grids).to(merger.mean.device)
         for name in MAP_WEIGHTS:
             merger._buffers.setdefault(name, getattr(present, name))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from anomalib_npgmf.merging.statistics import MIN_RELATIVE_STD, MapStatistics
 
 # Chosen on development seeds of SyntheticLOCO and on photographs, see docs/findings.md. Scores in standard deviations.
-# Weight w and largest lead b, see `CompositionMerger`: a lead g adds ``w * min(g, b) * surplus`` to the map.
-CELL_WEIGHT, CELL_LEAD, CELL_FURTHER_LEAD = 240.0, 1.0, 3.0  # histograms of grid cells
-WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0  # histograms of the whole image
-LOGICAL_WEIGHT, LOGICAL_LIMIT = 2.0, 3.0  # the same for the map of the logical branch, which adds no more than a limit
+# Weight w, largest lead b and further lead f of histograms of cells and of the whole image, see `CompositionMerger`.
+CELL_WEIGHT, CELL_LEAD, CELL_FURTHER_LEAD = 240.0, 1.0, 3.0
+WHOLE_WEIGHT, WHOLE_LEAD = 45.0, 2.0
+LOGICAL_WEIGHT, LOGICAL_LIMIT = 2.0, 3.0  # weight v and limit t of the map of the logical branch
 
 
 class MapRule(NamedTuple):
@@ -22,17 +22,18 @@ class MapRule(NamedTuple):
     Attributes:
         lead_level: Score that a histogram must exceed to change the map.
         lead_allowance: Subtracted from the branches' score before a histogram is compared with it.
-        further_level: Lead beyond which cells may count more, where the branches see nothing.
+        further_level: Lead beyond which the further lead of cells counts.
         logical_level: What the map of the logical branch must exceed.
-        quiet_limit: Added to the limit of the logical map where the branches see nothing.
-        quiet_score: Score of the branches at which they are taken to see the anomaly themselves.
+        logical_quiet_limit: Added to the limit of the logical map where the branches see nothing.
+        quiet_score: Score of the branches at which they are taken to see the anomaly themselves. What is allowed where
+            they see nothing decreases linearly from a score of zero to this one.
     """
 
     lead_level: float = 0.5
     lead_allowance: float = 1.0
     further_level: float = 3.0
     logical_level: float = 2.0
-    quiet_limit: float = 5.0
+    logical_quiet_limit: float = 5.0
     quiet_score: float = 5.0
 
 
@@ -60,15 +61,16 @@ class CompositionMerger(nn.Module):
 
     - ``m = max_h w_h r_h (min(g_h, b_h) + u min(max(g_h - 3, 0), f_h))``, where the surplus r_h of a histogram h is.
       The lead ``g_h = max(c_h - max(s - 1, 1/2), 0)`` is by how much the score c_h of the histogram exceeds that of the
-      branches, to which one standard deviation is allowed. Histograms of grid cells rarely have a lead on normal
-      images, hence their large weight and low limit (w = 240, b = 1, f = 3); those of the whole image have one more
-      often (w = 45, b = 2, f = 0).
+      branches less one standard deviation, and half a standard deviation. Histograms of grid cells have a large weight
+      and a low limit (w = 240, b = 1, f = 3), because they localise well and few normal images have a lead there;
+      those of the whole image have one more often (w = 45, b = 2, f = 0).
     - ``l = min(v max_h g_h max(L - 2, 0), t + 5 u)`` for the calibrated map L of the logical branch (v = 2, t = 3).
       What is missing leaves no surplus; the logical branch may show where it belongs. Its map is too noisy to be shown
-      like this in an image that the composition takes for normal.
+      like this in every image.
 
     Both terms have narrow limits where a branch marks something itself; where the branches see nothing they may be
-    larger: ``u = 1 - s / 5``, between 0 and 1. No pixel is decreased.
+    larger: ``u = 1 - s / 5``, between 0 and 1. No pixel is decreased. The composition alone, without branches, has the
+    map m with ``g_h = max(c_h, 0)`` and ``u = 1``.
 
     Args:
         grids: Cells per side of each histogram's grid, [M]; 1 for the whole image.
@@ -84,7 +86,7 @@ class CompositionMerger(nn.Module):
         logical_map_weight: v; zero in checkpoints of before.
         logical_map_limit: t.
         normal_level: q.
-        rule: The other numbers.
+        rule: The other numbers, which are the program's and not the checkpoint's.
 
     Example:
         >>> merger = CompositionMerger([1])
@@ -201,7 +203,7 @@ class CompositionMerger(nn.Module):
         if logical is None:
             return raised
         slope = self.logical_map_weight * lead.amax(dim=-1)
-        limit = self.logical_map_limit + rule.quiet_limit * quiet
+        limit = self.logical_map_limit + rule.logical_quiet_limit * quiet
         shown = (slope[:, None, None, None] * (logical - rule.logical_level).relu()).minimum(limit[..., None, None])
         return raised.maximum(shown)
 

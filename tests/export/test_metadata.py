@@ -47,6 +47,7 @@ def test_each_histogram_of_the_composition_names_its_weight_in_the_map() -> None
     assert described["weight"] == [45.0, 45.0, 240.0, 240.0]
     assert described["largest_lead"] == [2.0, 2.0, 1.0, 1.0]
     assert described["further_lead"] == [0.0, 0.0, 3.0, 3.0]
+    assert described["map_rule"]["lead_level"] == 0.5
     assert (described["logical_map_weight"], described["logical_map_limit"]) == (2.0, 3.0)
 
 

@@ -72,6 +72,18 @@ def test_pickled_composition_of_before() -> None:
     assert restored.state_dict().keys() == make_model(composition=SETTINGS).state_dict().keys()
 
 
+def test_a_merger_without_a_further_lead_takes_the_present_one() -> None:
+    """Files between 0.1 and 0.2, pickled and as a checkpoint; the other weights stay."""
+    model = make_model(composition=SETTINGS)
+    merger = model.model.merger.composition
+    assert merger is not None
+    merger.weight.fill_(7.0)
+    del merger._buffers["further_lead"]
+    restored = pickle.loads(pickle.dumps(model)).model.merger.composition
+    assert restored.further_lead.tolist() == [0.0, 0.0, 3.0, 3.0]
+    assert restored.weight.tolist() == [7.0] * 4
+
+
 def test_weights_that_no_network_took_do_not_bar_a_checkpoint_of_before() -> None:
     stored = asdict(resolve("small", {})) | {"structural_backbone_weights": "ignored.pth"}
     assert model_config(stored, "0.1.0") == resolve("small", {})

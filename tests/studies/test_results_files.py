@@ -47,7 +47,7 @@ def test_cells_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
 
 def test_cells_of_another_composition_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path)
-    monkeypatch.setattr(_drawn.merging, "CELL_WEIGHT", 99.0)
+    monkeypatch.setattr(_drawn.composition, "CELL_WEIGHT", 99.0)
     with pytest.raises(SystemExit, match=r"composition.*99"):
         run(tmp_path, seeds=[101])
 
