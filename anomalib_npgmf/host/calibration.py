@@ -94,7 +94,8 @@ class Calibrator:
             batches: Calibration images with paths, not normalised; in a distributed run this process's share.
 
         Returns:
-            Image scores of the images of all processes, and the maxima of their merged maps, [N] each.
+            Image scores of the images of all processes, and the maxima of their merged maps, no larger than the score,
+            [N] each.
 
         Raises:
             ValueError: If a map is constant or not finite.
@@ -114,7 +115,10 @@ class Calibrator:
         found: list[tuple[float, float]] = []
         for maps in to_device(kept, device):
             merged = self._model.merger(maps)
-            found += zip(merged.scores.tolist(), merged.maps.amax(dim=(1, 2, 3)).tolist(), strict=True)
+            # A composition may raise a pixel of a good image far above its score. A threshold that is set by such
+            # pixels would hide what the branches mark.
+            peaks = merged.maps.amax(dim=(1, 2, 3)).minimum(merged.scores)
+            found += zip(merged.scores.tolist(), peaks.tolist(), strict=True)
         self._model.train(training)
         scores, peaks = torch.tensor(gather_list(found), device="cpu").T
         return scores, peaks

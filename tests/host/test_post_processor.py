@@ -10,9 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_npgmf.host.calibration import calibrate_on
+from anomalib_npgmf.config import resolve
+from anomalib_npgmf.host.calibration import Calibrator, calibrate_on
 from anomalib_npgmf.host.post_processor import CalibratedPostProcessor
+from anomalib_npgmf.merging import MapMerger, Merged
 from anomalib_npgmf.merging.threshold import deviations
+from anomalib_npgmf.torch_model import NpgmfModel
 
 
 def calibrated(scores: list[float]) -> CalibratedPostProcessor:
@@ -101,6 +104,17 @@ def test_pixels_have_a_threshold_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     k = deviations(3, post.false_alarm_rate)
     assert (post.image_threshold.item(), post.pixel_threshold.item()) == pytest.approx((2 + k, 6 + 2 * k))
     assert (post.image_min.item(), post.pixel_min.item()) == pytest.approx((2.0, 6.0))
+
+
+def test_a_pixel_of_a_good_image_counts_no_more_than_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A composition may raise it above; it must not raise the threshold of all pixels."""
+    model = NpgmfModel(resolve("small", {"logical_image_size": 128, "branches": "logical"})).eval()
+    maps = torch.tensor([5.0, 0.5]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    monkeypatch.setattr(MapMerger, "forward", lambda self, parts: Merged(torch.tensor([1.0, 2.0]), maps))
+    batch = ImageBatch(image=torch.rand(2, 3, 128, 128), image_path=["0.png", "1.png"])
+    scores, peaks = Calibrator(model, lambda images: images).run([batch])
+    assert scores.tolist() == [1.0, 2.0]
+    assert peaks.tolist() == [1.0, 0.5]
 
 
 @settings(max_examples=200, deadline=None)
