@@ -90,12 +90,12 @@ def test_only_sentences_lose_their_traceback() -> None:
 
 
 def test_scripts_and_notebooks_keep_their_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = sys.__excepthook__
+    monkeypatch.setattr(sys, "excepthook", hook)
     with pytest.raises(ValueError, match="no preset"):
         Npgmf(preset="tiny")
-    hook = sys.excepthook
-    assert not isinstance(hook, partial)
+    assert sys.excepthook is hook
     monkeypatch.setattr(sys, "argv", ["/usr/bin/anomalib"])
-    monkeypatch.setattr(sys, "excepthook", hook)
     for _ in range(2):
         with speak_plainly():
             pass
