@@ -36,11 +36,7 @@ _MERGER: Final = {
     "logical_map_limit": 0.0,
     "normal_level": -torch.inf,
 }
-MAP_WEIGHTS: Final = (
-    "weight",
-    "largest_lead",
-    "further_lead",
-)  # where a file lacks them, as of today
+MAP_WEIGHTS: Final = ("weight", "largest_lead", "further_lead")  # where a file lacks them, as of today
 _COMPOSITION: Final = {"readings": "histograms", "held_out": "cv_stats"}
 FORMER_COMPOSITION: Final = MappingProxyType({"levels": (3, 4), "grids": (2, 3), "grid_codebook_sizes": (32,)})
 

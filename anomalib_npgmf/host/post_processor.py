@@ -19,8 +19,8 @@ class CalibratedPostProcessor(PostProcessor):
     clamps scores to [0, 1], which makes strong anomalies tie. Here the threshold comes from the image scores of the
     calibration images: it lies so far above their mean that a share ``false_alarm_rate`` of normal images is expected
     above it, see `anomalib_npgmf.merging.threshold.deviations`. Pixels get theirs from the maxima of the maps, of which
-    none counts for more than the image's score. Scores s become ``1/2 (1 + x / (1 + |x|))`` with ``x = (s - threshold)
-    / (threshold - mean)``, which lies in (0, 1),
+    none counts for more than the image's score.
+    Scores s become ``1/2 (1 + x / (1 + |x|))`` with ``x = (s - threshold) / (threshold - mean)``, which lies in (0, 1),
     is 1/2 at the threshold and 1/4 at the mean of the normal images' scores.
 
     Args:

@@ -73,7 +73,7 @@ def test_pickled_composition_of_before() -> None:
 
 
 def test_a_merger_without_a_further_lead_takes_the_present_one() -> None:
-    """Files between 0.1 and 0.2, pickled and as a checkpoint; the other weights stay."""
+    """A pickled file from between 0.1 and 0.2; its other weights stay."""
     model = make_model(composition=SETTINGS)
     merger = model.model.merger.composition
     assert merger is not None

@@ -65,13 +65,7 @@ def test_cells_count_a_further_lead_where_the_branches_see_nothing() -> None:
 
 def test_the_composition_alone_counts_every_score_as_a_lead() -> None:
     maps = {"composition": torch.full((1, 2, 32, 32), 0.1)}
-    for score, counted in (
-        (10.0, 0.0),
-        (25.0, 0.5),
-        (30.0, 1.0),
-        (70.0, 3.0),
-        (999.0, 4.0),
-    ):
+    for score, counted in ((10.0, 0.0), (25.0, 0.5), (30.0, 1.0), (70.0, 3.0), (999.0, 4.0)):
         merged = composed()(maps | {"composition_scores": torch.tensor([[0.0, score]])})
         torch.testing.assert_close(merged.maps, torch.full((1, 1, 32, 32), 24.0 * counted))
 
